@@ -1,0 +1,1 @@
+"""Who is calling, what may it touch, and how often."""

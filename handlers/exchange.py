@@ -1,0 +1,140 @@
+"""The contract between the lanes and the handlers: a Request goes in, a Response comes out.
+
+A handler never sees a socket. It gives a Response at once (kind SYNC), a Deferred whose answer
+comes from a commit (kind COMMIT), or a coroutine (kinds COROUTINE and STREAM); the route table
+states which.
+"""
+
+from collections.abc import AsyncIterator, Callable, Coroutine
+from enum import IntEnum
+from typing import Any, Protocol
+
+from msgspec import Struct
+
+from auth.principal import Principal
+from storage.models import Write
+
+
+class Kind(IntEnum):
+    """How a handler answers."""
+
+    SYNC = 0
+    COMMIT = 1
+    COROUTINE = 2
+    STREAM = 3
+
+
+class Media(IntEnum):
+    """The media types of bodies, both ways."""
+
+    NONE = 0
+    JSON = 1
+    MSGPACK = 2
+    NDJSON = 3
+    CSV = 4
+    FORM = 5
+    TEXT = 6
+
+
+class Headers(Protocol):
+    """The headers of a request: names in any case, several values of one name allowed."""
+
+    def get(self, name: str, default: str = "", /) -> str: ...
+
+    def getall(self, name: str, default: list[str], /) -> list[str]: ...
+
+
+class Preferences(Struct, frozen=True):
+    """The honoured part of `Prefer` (RFC 7240)."""
+
+    strict: bool = False
+    respond_async: bool = False
+
+
+class Request:
+    """One request, its head understood and its body whole (decoded from its content coding).
+
+    `path`: decoded, without the query. `params`: the variable parts of the route. `query`: each
+    parameter with all its values. `address`: the client's, through trusted proxies. `received`:
+    microseconds since 1970.
+    """
+
+    __slots__ = (
+        "accept",
+        "address",
+        "body",
+        "content",
+        "headers",
+        "id",
+        "method",
+        "params",
+        "path",
+        "prefer",
+        "principal",
+        "query",
+        "query_string",
+        "received",
+    )
+
+    method: str
+    path: str
+    query_string: str
+    params: dict[str, str]
+    query: dict[str, list[str]]
+    headers: Headers
+    accept: Media
+    content: Media
+    prefer: Preferences
+    principal: Principal
+    address: str
+    id: str
+    received: int
+    body: bytes
+
+
+class Response:
+    """An answer: whole (`body`) or, for kind STREAM, in pieces (`chunks`).
+
+    `headers`: those of this answer alone, as (name, value) in latin-1; length, date, request id
+    and the like are added when it is encoded.
+    """
+
+    __slots__ = ("body", "chunks", "content_type", "headers", "status")
+
+    def __init__(
+        self,
+        status: int,
+        body: bytes = b"",
+        content_type: str = "",
+        headers: tuple[tuple[str, str], ...] = (),
+        chunks: AsyncIterator[bytes] | None = None,
+    ) -> None:
+        self.status = status
+        self.body = body
+        self.content_type = content_type
+        self.headers = headers
+        self.chunks = chunks
+
+
+class Deferred:
+    """An answer that a commit will give: `render` makes it from the settled write."""
+
+    __slots__ = ("render", "write")
+
+    def __init__(self, write: Write, render: Callable[[Write], Response]) -> None:
+        self.write = write
+        self.render = render
+
+
+Answer = Response | Deferred | Coroutine[Any, Any, Response]
+Handler = Callable[[Request], Answer]
+
+
+class Sink(Protocol):
+    """Where a stream goes: bytes out, how many still wait, and the end."""
+
+    def write(self, data: bytes) -> None: ...
+
+    def pending(self) -> int: ...
+
+    def close(self) -> None: ...

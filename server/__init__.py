@@ -1,0 +1,1 @@
+"""Composition: reads the environment, builds the parts, owns sockets and processes."""

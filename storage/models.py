@@ -1,0 +1,195 @@
+"""The nouns of the domain, as storage keeps them. Times are microseconds since 1970 in UTC."""
+
+import re
+from collections.abc import Callable
+from enum import IntEnum
+
+from msgspec import Struct
+
+from storage.errors import StorageError
+
+
+Value = bool | int | float | str
+
+# device, metric, ts (None: the gate gives it at commit), value
+Draft = tuple[str, str, int | None, Value]
+
+DEVICE = re.compile(r"[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*", re.ASCII)
+DEVICE_MAX = 128
+METRIC = re.compile(r"[A-Za-z0-9_.:/%-]{1,64}", re.ASCII)
+TEXT_MAX = 1024
+INTEGER_MAX = 2**53
+# The first microsecond of the year 10000: the end of what a timestamp can say.
+TS_END = 253_402_300_800_000_000
+
+
+def is_device(name: str) -> bool:
+    """Whether `name` is a device id: 1 to 128 characters, tokens joined by dots."""
+    return len(name) <= DEVICE_MAX and DEVICE.fullmatch(name) is not None
+
+
+def is_metric(name: str) -> bool:
+    """Whether `name` is a metric name."""
+    return METRIC.fullmatch(name) is not None
+
+
+class Reading(Struct, frozen=True, gc=False):
+    """A stored reading: one row of the log."""
+
+    offset: int
+    device: str
+    metric: str
+    ts: int
+    value: Value
+
+
+class Sample(Struct, frozen=True, gc=False):
+    """The newest reading of a series, its device and metric known from the place it stands in."""
+
+    ts: int
+    value: Value
+    offset: int
+
+
+class Latest(Struct, frozen=True):
+    """Per metric the reading with the greatest ts; `offset`: the newest of the device."""
+
+    device: str
+    offset: int
+    metrics: dict[str, Sample]
+
+
+class Bucket(Struct, frozen=True, gc=False):
+    """Aggregates of the numbers in `[ts, ts + every)`, named as in `FUNCTIONS`."""
+
+    ts: int
+    metric: str
+    figures: dict[str, int | float]
+
+
+FUNCTIONS = ("avg", "min", "max", "count", "sum", "first", "last")
+
+
+class Device(Struct, frozen=True):
+    """A registered device; `metrics` in name order."""
+
+    device: str
+    name: str
+    labels: dict[str, str]
+    created_at: int
+    last_seen: int
+    metrics: tuple[str, ...] = ()
+
+
+class Client(Struct, frozen=True):
+    """A machine account; `ttl`: lifetime in seconds of the tokens it gets, 0 for the default."""
+
+    id: str
+    secret_hash: bytes
+    scopes: tuple[str, ...]
+    devices: tuple[str, ...]
+    ttl: int
+    created_at: int
+
+
+class Revocation(Struct, frozen=True):
+    """An end to tokens before their time.
+
+    `kind` "token": the one with that jti. `kind` "subject": all of that subject issued at
+    or before `cutoff` (seconds since 1970). Forgotten after `expires` (seconds), when no
+    such token can be alive any more.
+    """
+
+    kind: str
+    id: str
+    cutoff: int
+    expires: int
+
+
+class Verdict(IntEnum):
+    """What a position is worth for somebody who wants to continue from it."""
+
+    OK = 0
+    UNKNOWN_EPOCH = 1
+    EXPIRED = 2
+    AHEAD = 3
+
+
+class Idempotency(Struct, frozen=True):
+    """Makes a write repeatable: `digest` tells whether the same key comes with the same body."""
+
+    principal: str
+    key: str
+    digest: bytes
+
+
+class Outcome(Struct, frozen=True, array_like=True):
+    """What a commit made of one write.
+
+    `conflicts`: indices into the write's readings. `offset`: the head of the log after it.
+    """
+
+    accepted: int
+    duplicates: int
+    conflicts: tuple[int, ...]
+    offset: int
+
+
+class Write:
+    """Readings on their way into the log, and the answer on its way back.
+
+    `received`: microseconds, what a reading without ts is at least given. `size`: bytes, counted
+    against the queue's bound. `strict`: a conflict refuses the whole write. Exactly one of
+    `outcome` and `error` is set when the listener is called, once, on the event loop.
+    """
+
+    __slots__ = (
+        "_listener",
+        "error",
+        "idempotency",
+        "outcome",
+        "readings",
+        "received",
+        "size",
+        "strict",
+    )
+
+    def __init__(
+        self,
+        readings: list[Draft],
+        received: int,
+        size: int,
+        *,
+        strict: bool = False,
+        idempotency: Idempotency | None = None,
+    ) -> None:
+        self.readings = readings
+        self.received = received
+        self.size = size
+        self.strict = strict
+        self.idempotency = idempotency
+        self.outcome: Outcome | None = None
+        self.error: StorageError | None = None
+        self._listener: Callable[[Write], None] | None = None
+
+    def then(self, listener: Callable[["Write"], None]) -> None:
+        """Call `listener` with this write when it is settled: now, if it is already."""
+        if self.outcome is None and self.error is None:
+            self._listener = listener
+        else:
+            listener(self)
+
+    def settle(self) -> None:
+        """Tell the listener, if there is one."""
+        listener = self._listener
+        if listener is not None:
+            self._listener = None
+            listener(self)
+
+
+class Batch(Struct, frozen=True):
+    """What one transaction added: `first` to `last` without a hole, in log order."""
+
+    first: int
+    last: int
+    readings: list[Reading]
