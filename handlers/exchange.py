@@ -39,9 +39,11 @@ class Media(IntEnum):
 class Headers(Protocol):
     """The headers of a request: names in any case, several values of one name allowed."""
 
-    def get(self, name: str, default: str = "", /) -> str: ...
+    def get(self, name: str, default: str = "", /) -> str:
+        """The first value of this name."""
 
-    def getall(self, name: str, default: list[str], /) -> list[str]: ...
+    def getall(self, name: str, default: list[str], /) -> list[str]:
+        """All values of this name."""
 
 
 class Preferences(Struct, frozen=True):
@@ -133,8 +135,11 @@ Handler = Callable[[Request], Answer]
 class Sink(Protocol):
     """Where a stream goes: bytes out, how many still wait, and the end."""
 
-    def write(self, data: bytes) -> None: ...
+    def write(self, data: bytes) -> None:
+        """Send, or keep for sending."""
 
-    def pending(self) -> int: ...
+    def pending(self) -> int:
+        """How many bytes are kept."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Send what is kept, then end."""

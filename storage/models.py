@@ -8,7 +8,6 @@ from msgspec import Struct
 
 from storage.errors import StorageError
 
-
 Value = bool | int | float | str
 
 # device, metric, ts (None: the gate gives it at commit), value
@@ -139,20 +138,11 @@ class Write:
     """Readings on their way into the log, and the answer on its way back.
 
     `received`: microseconds, what a reading without ts is at least given. `size`: bytes, counted
-    against the queue's bound. `strict`: a conflict refuses the whole write. Exactly one of
-    `outcome` and `error` is set when the listener is called, once, on the event loop.
+    against the queue's bound. `strict`: a conflict refuses the whole write. `result` is None until
+    the write is settled.
     """
 
-    __slots__ = (
-        "_listener",
-        "error",
-        "idempotency",
-        "outcome",
-        "readings",
-        "received",
-        "size",
-        "strict",
-    )
+    __slots__ = ("_listener", "idempotency", "readings", "received", "result", "size", "strict")
 
     def __init__(
         self,
@@ -168,23 +158,21 @@ class Write:
         self.size = size
         self.strict = strict
         self.idempotency = idempotency
-        self.outcome: Outcome | None = None
-        self.error: StorageError | None = None
+        self.result: Outcome | StorageError | None = None
         self._listener: Callable[[Write], None] | None = None
 
     def then(self, listener: Callable[["Write"], None]) -> None:
-        """Call `listener` with this write when it is settled: now, if it is already."""
-        if self.outcome is None and self.error is None:
+        """Call `listener` with this write, on the event loop, once it is settled."""
+        if self.result is None:
             self._listener = listener
         else:
             listener(self)
 
-    def settle(self) -> None:
-        """Tell the listener, if there is one."""
-        listener = self._listener
-        if listener is not None:
-            self._listener = None
-            listener(self)
+    def settle(self, result: Outcome | StorageError) -> None:
+        """Say how it ended and tell the listener, if there is one."""
+        self.result = result
+        if self._listener is not None:
+            self._listener(self)
 
 
 class Batch(Struct, frozen=True):
@@ -193,3 +181,10 @@ class Batch(Struct, frozen=True):
     first: int
     last: int
     readings: list[Reading]
+
+
+class Appended(Struct, frozen=True):
+    """What one call of the engine made of some writes: one result each, in their order."""
+
+    results: list[Outcome | StorageError]
+    batch: Batch | None = None

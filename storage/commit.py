@@ -1,0 +1,167 @@
+"""Group commit: many waiting writers, one transaction.
+
+Writers append to a list. When the engine is free, everything that waits becomes one transaction
+and all its writers get their answer from that commit. There is no artificial delay: an idle gate
+commits at once, a busy one batches by itself.
+"""
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import Callable
+from typing import Protocol
+
+from storage.errors import Overloaded, StorageError, Timeout, Unavailable
+from storage.models import Appended, Batch, Outcome, Write
+
+# Readings of one transaction; a single larger write still is one.
+BATCH_READINGS = 10_000
+
+
+class Appender(Protocol):
+    """The engine's side: commits writes in one transaction."""
+
+    def append(self, writes: list[Write]) -> asyncio.Future[Appended]:
+        """Commit; the future never fails, whatever goes wrong is a result. It is not cancelled."""
+
+
+class CommitFigures:
+    """What the group commit counts."""
+
+    __slots__ = ("conflicts", "duplicates", "failed", "queued_bytes", "queued_readings", "stored")
+
+    def __init__(self) -> None:
+        self.stored = 0
+        self.duplicates = 0
+        self.conflicts = 0
+        self.failed = 0
+        self.queued_readings = 0
+        self.queued_bytes = 0
+
+
+class GroupCommit:
+    """The queue before the log.
+
+    `readings`, `size`: bounds of what may wait, in readings and bytes. `deadline`: seconds after
+    which a transaction counts as stuck: its writers get Timeout (outcome unknown), those behind it
+    Unavailable (nothing stored), until the engine answers again. `publish` is called with every
+    batch before the writers get their answers; `observe` with (readings, seconds) per transaction.
+    """
+
+    def __init__(
+        self,
+        engine: Appender,
+        publish: Callable[[Batch], None],
+        observe: Callable[[int, float], None],
+        *,
+        readings: int,
+        size: int,
+        deadline: float,
+    ) -> None:
+        self._engine = engine
+        self._publish = publish
+        self._observe = observe
+        self._max_readings = readings
+        self._max_size = size
+        self._deadline = deadline
+        self._waiting: deque[Write] = deque()
+        self._work = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._stuck = False
+        self._closed = False
+        self._loop = asyncio.get_running_loop()
+        self.task = self._loop.create_task(self._run(), name="group-commit")
+        self.figures = CommitFigures()
+
+    def submit(self, write: Write) -> None:
+        """Queue a write; Overloaded when too much waits, Unavailable when the engine is stuck or closed.
+
+        A write without readings and key must not come here. Its answer arrives through `Write.then`.
+        """
+        figures = self.figures
+        if self._closed or self._stuck:
+            raise Unavailable("the database does not answer" if self._stuck else "the gate is closing")
+        readings = figures.queued_readings + len(write.readings)
+        size = figures.queued_bytes + write.size
+        # What is alone in the queue is let in, however large.
+        if self._waiting and (readings > self._max_readings or size > self._max_size):
+            raise Overloaded("too many writes wait for the disk")
+        figures.queued_readings = readings
+        figures.queued_bytes = size
+        self._waiting.append(write)
+        self._work.set()
+
+    async def drain(self) -> None:
+        """Wait until everything that was submitted is settled."""
+        while self._waiting or not self._idle.is_set():
+            await self._idle.wait()
+            await asyncio.sleep(0)
+
+    async def close(self) -> None:
+        """Take nothing more, settle what waits, end."""
+        self._closed = True
+        await self.drain()
+        self.task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self.task
+
+    async def _run(self) -> None:
+        while True:
+            await self._work.wait()
+            self._work.clear()
+            while self._waiting:
+                self._idle.clear()
+                writes = self._take()
+                await self._commit(writes)
+            self._idle.set()
+
+    def _take(self) -> list[Write]:
+        waiting, figures = self._waiting, self.figures
+        writes = [waiting.popleft()]
+        readings, size = len(writes[0].readings), writes[0].size
+        while waiting and readings + len(waiting[0].readings) <= BATCH_READINGS:
+            write = waiting.popleft()
+            readings += len(write.readings)
+            size += write.size
+            writes.append(write)
+        figures.queued_readings -= readings
+        figures.queued_bytes -= size
+        return writes
+
+    async def _commit(self, writes: list[Write]) -> None:
+        started = self._loop.time()
+        append = self._engine.append(writes)
+        done, _ = await asyncio.wait((append,), timeout=self._deadline)
+        if not done:
+            self._let_go(writes)
+            writes = []
+            await asyncio.wait((append,))
+            self._stuck = False
+        appended = append.result()
+        batch = appended.batch
+        self._observe(0 if batch is None else len(batch.readings), self._loop.time() - started)
+        if batch is not None:
+            self._publish(batch)
+        for write, result in zip(writes, appended.results, strict=False):
+            self._count(result)
+            write.settle(result)
+
+    def _let_go(self, writes: list[Write]) -> None:
+        """The engine is stuck: nobody waits for it any longer, though what it has may be stored yet."""
+        self._stuck = True
+        for write in writes:
+            write.settle(Timeout("the database did not answer in time; the write may be stored or not"))
+        while self._waiting:
+            for write in self._take():
+                write.settle(Unavailable("the database does not answer; nothing was stored"))
+
+    def _count(self, result: Outcome | StorageError) -> None:
+        figures = self.figures
+        match result:
+            case Outcome():
+                figures.stored += result.accepted
+                figures.duplicates += result.duplicates
+                figures.conflicts += len(result.conflicts)
+            case _:
+                figures.failed += 1

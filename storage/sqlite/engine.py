@@ -1,0 +1,213 @@
+"""The embedded engine as the rest of the gate sees it: Log, Accounts and Appender over one SQLite file."""
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import apsw
+import msgspec
+
+from storage.log import LogPage, LogState, Range
+from storage.models import (
+    Appended,
+    Bucket,
+    Client,
+    Device,
+    Latest,
+    Reading,
+    Revocation,
+    Write,
+)
+from storage.patterns import Selection
+from storage.sqlite import registry
+from storage.sqlite.connection import translate
+from storage.sqlite.directory import DataDirectory, HeadFile
+from storage.sqlite.reader import Reader
+from storage.sqlite.threads import Threads
+from storage.sqlite.writer import Writer
+
+T = TypeVar("T")
+
+READERS = 2
+# Jobs that may wait for a thread; the group commit has a queue of its own and needs one place.
+READS_WAITING = 10_000
+WRITES_WAITING = 1_000
+
+
+class SqliteEngine:
+    """One SQLite file in a data directory that this process holds alone.
+
+    `deadline`: seconds that a read, or a write outside the log, may take. `now`: microseconds.
+    Made by `open`; used on one event loop.
+    """
+
+    def __init__(
+        self,
+        directory: DataDirectory,
+        writer: Writer,
+        readers: list[Reader],
+        heads: HeadFile,
+        now: Callable[[], int],
+        deadline: float,
+    ) -> None:
+        self.migrated = writer.migrated
+        self._directory = directory
+        self._heads = heads
+        self._now = now
+        self._deadline = deadline
+        self._state = writer.state
+        self._writer = writer
+        self._writing = Threads([writer], WRITES_WAITING, "sqlite-writer")
+        self._reading = Threads(readers, READS_WAITING, "sqlite-reader")
+
+    @classmethod
+    async def open(cls, path: Path, now: Callable[[], int], deadline: float = 10.0) -> "SqliteEngine":
+        """Take the data directory, migrate the database, settle the epoch."""
+        directory, heads, writer, readers = await asyncio.to_thread(_open, path)
+        return cls(directory, writer, readers, heads, now, deadline)
+
+    async def close(self) -> None:
+        """Finish what was submitted and let the data directory go."""
+        await self._reading.close()
+        await self._writing.close()
+        self._heads.close()
+        self._directory.release()
+
+    # -- the log -------------------------------------------------------------------------------
+
+    def state(self) -> LogState:
+        """Epoch, head and floor as of the last commit that was published."""
+        return self._state
+
+    def append(self, writes: list[Write]) -> asyncio.Future[Appended]:
+        """Commit writes in one transaction (for the group commit alone)."""
+        future = self._writing.submit(Writer.append, writes)
+        future.add_done_callback(self._refresh)
+        return future
+
+    def _refresh(self, _: object = None) -> None:
+        self._state = self._writer.state
+
+    async def read_from(self, offset: int, until: int, limit: int, selection: Selection) -> LogPage:
+        """See storage.log.Log."""
+        return await self._read(Reader.read_from, offset, until, limit, selection)
+
+    async def latest(self, device: str) -> Latest:
+        """See storage.log.Log."""
+        return await self._read(Reader.latest, device)
+
+    async def latest_page(self, selection: Selection, after: str, limit: int) -> list[Latest]:
+        """See storage.log.Log."""
+        return await self._read(Reader.latest_page, selection, after, limit)
+
+    async def range(
+        self, span: Range, after: tuple[int, int] | None, until: int, limit: int
+    ) -> list[Reading]:
+        """See storage.log.Log."""
+        return await self._read(Reader.range, span, after, until, limit)
+
+    async def buckets(
+        self,
+        span: Range,
+        every: int,
+        functions: tuple[str, ...],
+        after: tuple[int, str] | None,
+        limit: int,
+    ) -> list[Bucket]:
+        """See storage.log.Log."""
+        return await self._read(Reader.buckets, span, every, functions, after, limit)
+
+    # -- devices -------------------------------------------------------------------------------
+
+    async def device(self, device: str) -> Device:
+        """The device with this id; NotFound."""
+        return await self._read(Reader.device, device)
+
+    async def devices(self, selection: Selection, after: str, limit: int) -> list[Device]:
+        """Selected devices with an id greater than `after`, in order of id."""
+        return await self._read(Reader.devices, selection, after, limit)
+
+    async def put_device(self, device: str, name: str, labels: dict[str, str]) -> bool:
+        """Register a device or change its name and labels; True if it is new."""
+        text = msgspec.json.encode(labels, order="sorted").decode()
+        return await self._write(registry.put_device, device, name, text, self._now())
+
+    async def delete_device(self, device: str, *, readings: bool) -> None:
+        """Forget a device, with `readings` all that it wrote; NotFound."""
+        await self._writing.run(_attempt, Writer.delete_device, device, readings, deadline=self._deadline)
+
+    # -- accounts ------------------------------------------------------------------------------
+
+    async def add_client(self, client: Client) -> None:
+        """See storage.accounts.Accounts."""
+        await self._write(registry.add_client, client)
+
+    async def client(self, id: str) -> Client | None:
+        """See storage.accounts.Accounts."""
+        return await self._read(Reader.client, id)
+
+    async def clients(self, after: str, limit: int) -> list[Client]:
+        """See storage.accounts.Accounts."""
+        return await self._read(Reader.clients, after, limit)
+
+    async def remove_client(self, id: str, revocation: Revocation) -> None:
+        """See storage.accounts.Accounts."""
+        await self._write(registry.remove_client, id, revocation)
+
+    async def revoke(self, revocation: Revocation) -> None:
+        """See storage.accounts.Accounts."""
+        await self._write(registry.revoke, revocation)
+
+    async def revocations(self) -> list[Revocation]:
+        """See storage.accounts.Accounts."""
+        return await self._read(Reader.revocations, self._now() // 1_000_000)
+
+    # -- upkeep --------------------------------------------------------------------------------
+
+    async def sweep(self, oldest: int) -> None:
+        """Remove readings of deleted devices, and those with a ts before `oldest` (0: none).
+
+        In small transactions between the commits, so that no writer waits long.
+        """
+        while await self._writing.run(_attempt, Writer.sweep, oldest, deadline=self._deadline):
+            self._refresh()
+        self._refresh()
+        await self._writing.run(_attempt, Writer.forget_expired, self._now(), deadline=self._deadline)
+
+    async def ping(self) -> None:
+        """Whether reading and writing are possible at all: Unavailable, Timeout."""
+        await self._write(_touch)
+        await self._read(Reader.revocations, self._now() // 1_000_000)
+
+    async def _read(self, work: Callable[..., T], *args: Any) -> T:
+        return await self._reading.run(_attempt, work, *args, deadline=self._deadline)
+
+    async def _write(self, work: Callable[..., T], *args: Any) -> T:
+        return await self._writing.run(_on_connection, work, *args, deadline=self._deadline)
+
+
+def _open(path: Path) -> tuple[DataDirectory, HeadFile, Writer, list[Reader]]:
+    directory = DataDirectory(path)
+    try:
+        heads = HeadFile(path / "head")
+        writer = Writer(directory.database, heads)
+        return directory, heads, writer, [Reader(directory.database) for _ in range(READERS)]
+    except BaseException:
+        directory.release()
+        raise
+
+
+def _attempt(worker: Any, work: Callable[..., T], *args: Any) -> T:
+    try:
+        return work(worker, *args)
+    except apsw.Error as error:
+        raise translate(error) from error
+
+
+def _on_connection(writer: Writer, work: Callable[..., T], *args: Any) -> T:
+    return _attempt(writer.connection, work, *args)
+
+
+def _touch(connection: apsw.Connection) -> None:
+    connection.execute("SELECT 1 FROM head").fetchall()

@@ -1,0 +1,234 @@
+"""Reading the embedded log. Everything here runs in one of the readers' threads."""
+
+import heapq
+import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from storage.errors import NotFound
+from storage.log import LogPage, Range
+from storage.models import Bucket, Client, Device, Latest, Reading, Revocation, Sample
+from storage.patterns import Selection
+from storage.sqlite.connection import open_reader
+from storage.sqlite.values import IS_NUMBER, decode_value
+
+_LOG = (
+    "SELECT r.offset, s.device, s.metric, r.ts, r.value FROM readings r "
+    "JOIN series s ON s.id = r.series WHERE r.offset > ? AND r.offset <= ? ORDER BY r.offset LIMIT ?"
+)
+_SERIES = "SELECT id, metric FROM series WHERE device = ? ORDER BY metric"
+_RANGE = "SELECT ts, offset, value FROM readings WHERE series = ? AND ts >= ? AND ts < ? ORDER BY ts"
+_RANGE_DOWN = _RANGE + " DESC"
+_NEWEST = "SELECT ts, value, offset FROM readings WHERE series = ? ORDER BY ts DESC LIMIT 1"
+_NEXT_NUMBER = (
+    f"SELECT ts FROM readings WHERE series = ? AND ts >= ? AND ts < ? AND {IS_NUMBER} ORDER BY ts LIMIT 1"
+)
+_FIGURES = (
+    "SELECT avg(value), min(value), max(value), count(*), total(value) FROM readings "
+    f"WHERE series = ? AND ts >= ? AND ts < ? AND {IS_NUMBER}"
+)
+_FIRST = (
+    f"SELECT value FROM readings WHERE series = ? AND ts >= ? AND ts < ? AND {IS_NUMBER} ORDER BY ts LIMIT 1"
+)
+_LAST = (
+    f"SELECT value FROM readings WHERE series = ? AND ts >= ? AND ts < ? AND {IS_NUMBER} "
+    "ORDER BY ts DESC LIMIT 1"
+)
+_DEVICE = "SELECT device, name, labels, created_at, last_seen, last_offset FROM devices WHERE device = ?"
+_DEVICES = (
+    "SELECT device, name, labels, created_at, last_seen, last_offset FROM devices "
+    "WHERE device > ? AND device >= ? AND device < ? ORDER BY device"
+)
+_CLIENT = "SELECT id, secret_hash, scopes, devices, ttl, created_at FROM clients WHERE id = ?"
+_CLIENTS = (
+    "SELECT id, secret_hash, scopes, devices, ttl, created_at FROM clients WHERE id > ? ORDER BY id LIMIT ?"
+)
+_REVOCATIONS = "SELECT kind, id, cutoff, expires FROM revocations WHERE expires >= ? ORDER BY expires"
+
+# Rows of the log that one page searches at most: a page of a rare match ends early, maybe empty.
+SEARCH_ROWS = 20_000
+
+_labels = msgspec.json.Decoder(dict[str, str])
+
+
+class Reader:
+    """One read-only connection and the statements that use it."""
+
+    def __init__(self, path: Path) -> None:
+        self._connection = open_reader(path)
+
+    def interrupt(self) -> None:
+        """Make the statement that runs now fail."""
+        self._connection.interrupt()
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._connection.close()
+
+    def _execute(self, sql: str, bindings: tuple[Any, ...]) -> Any:
+        return self._connection.execute(sql, bindings)
+
+    @contextmanager
+    def _snapshot(self) -> Iterator[None]:
+        """All statements inside see the database as of one moment."""
+        self._connection.execute("BEGIN")
+        try:
+            yield
+        finally:
+            self._connection.execute("COMMIT")
+
+    # -- readings ------------------------------------------------------------------------------
+
+    def read_from(self, offset: int, until: int, limit: int, selection: Selection) -> LogPage:
+        """See storage.log.Log."""
+        takes = selection.takes
+        readings: list[Reading] = []
+        scanned, last = 0, offset
+        for row in self._execute(_LOG, (offset, until, SEARCH_ROWS)):
+            scanned += 1
+            last, device, metric, ts, value = row
+            if takes(device, metric):
+                readings.append(Reading(last, device, metric, ts, decode_value(value)))
+                if len(readings) == limit:
+                    return LogPage(readings, last)
+        # A page that ran out of rows has searched up to the end, holes included.
+        return LogPage(readings, last if scanned == SEARCH_ROWS else until)
+
+    def range(self, span: Range, after: tuple[int, int] | None, until: int, limit: int) -> list[Reading]:
+        """See storage.log.Log."""
+        series = self._series_of(span.device, span.metrics)
+        start, end = span.start, span.end
+        if after is not None:
+            start, end = (start, after[0] + 1) if span.descending else (after[0], end)
+        lanes = [self._lane(span, id, metric, start, end) for id, metric in series]
+        merged = heapq.merge(*lanes, key=_place, reverse=span.descending)
+        wanted: Iterator[Reading] = (reading for reading in merged if reading.offset <= until)
+        if after is not None:
+            place = after
+            wanted = itertools.dropwhile(
+                lambda r: _place(r) >= place if span.descending else _place(r) <= place, wanted
+            )
+        return list(itertools.islice(wanted, limit))
+
+    def _lane(self, span: Range, id: int, metric: str, start: int, end: int) -> Iterator[Reading]:
+        # Cursors step only as far as the merge asks, so a page costs a page, however long the range.
+        for ts, offset, value in self._execute(_RANGE_DOWN if span.descending else _RANGE, (id, start, end)):
+            yield Reading(offset, span.device, metric, ts, decode_value(value))
+
+    def buckets(
+        self,
+        span: Range,
+        every: int,
+        functions: tuple[str, ...],
+        after: tuple[int, str] | None,
+        limit: int,
+    ) -> list[Bucket]:
+        """See storage.log.Log."""
+        start = span.start if after is None else max(span.start, after[0])
+        lanes = [
+            self._bucket_lane(span, id, metric, every, functions, start)
+            for id, metric in self._series_of(span.device, span.metrics)
+        ]
+        merged: Iterator[Bucket] = heapq.merge(*lanes, key=_bucket_place)
+        if after is not None:
+            place = after
+            merged = itertools.dropwhile(lambda bucket: _bucket_place(bucket) <= place, merged)
+        return list(itertools.islice(merged, limit))
+
+    def _bucket_lane(
+        self, span: Range, id: int, metric: str, every: int, functions: tuple[str, ...], start: int
+    ) -> Iterator[Bucket]:
+        # From one bucket that has numbers to the next: empty stretches cost one look-up.
+        while True:
+            found = self._execute(_NEXT_NUMBER, (id, start, span.end)).get
+            if found is None:
+                return
+            bucket = found - found % every
+            stretch = (id, max(bucket, span.start), min(bucket + every, span.end))
+            row = self._execute(_FIGURES, stretch).get
+            figures = dict(zip(("avg", "min", "max", "count", "sum"), row, strict=True))
+            if "first" in functions:
+                figures["first"] = self._execute(_FIRST, stretch).get
+            if "last" in functions:
+                figures["last"] = self._execute(_LAST, stretch).get
+            yield Bucket(bucket, metric, {name: figures[name] for name in functions})
+            start = bucket + every
+
+    def latest(self, device: str) -> Latest:
+        """See storage.log.Log."""
+        with self._snapshot():
+            row = self._execute(_DEVICE, (device,)).get
+            if row is None:
+                raise NotFound(f"there is no device {device}")
+            return self._latest(device, row[5])
+
+    def latest_page(self, selection: Selection, after: str, limit: int) -> list[Latest]:
+        """See storage.log.Log."""
+        with self._snapshot():
+            rows = itertools.islice(self._selected(selection, after), limit)
+            return [self._latest(row[0], row[5]) for row in rows]
+
+    def _latest(self, device: str, offset: int) -> Latest:
+        metrics = {}
+        for id, metric in self._series_of(device, ()):
+            row = self._execute(_NEWEST, (id,)).get
+            if row is not None:
+                metrics[metric] = Sample(row[0], decode_value(row[1]), row[2])
+        return Latest(device, offset, metrics)
+
+    def _series_of(self, device: str, metrics: tuple[str, ...]) -> list[tuple[int, str]]:
+        rows = self._execute(_SERIES, (device,)).fetchall()
+        return [(id, metric) for id, metric in rows if not metrics or metric in metrics]
+
+    # -- devices and accounts ------------------------------------------------------------------
+
+    def device(self, device: str) -> Device:
+        """The device with this id; NotFound."""
+        row = self._execute(_DEVICE, (device,)).get
+        if row is None:
+            raise NotFound(f"there is no device {device}")
+        return self._device(row)
+
+    def devices(self, selection: Selection, after: str, limit: int) -> list[Device]:
+        """Selected devices with an id greater than `after`, in order of id."""
+        rows = itertools.islice(self._selected(selection, after), limit)
+        return [self._device(row) for row in rows]
+
+    def _selected(self, selection: Selection, after: str) -> Iterator[tuple[Any, ...]]:
+        for prefix in selection.prefixes():
+            for row in self._execute(_DEVICES, (after, prefix, prefix + "\U0010ffff")):
+                if selection.takes_device(row[0]):
+                    yield row
+
+    def _device(self, row: tuple[Any, ...]) -> Device:
+        metrics = tuple(metric for _, metric in self._series_of(row[0], ()))
+        return Device(row[0], row[1], _labels.decode(row[2]), row[3], row[4], metrics)
+
+    def client(self, id: str) -> Client | None:
+        """The client with this id."""
+        row = self._execute(_CLIENT, (id,)).get
+        return None if row is None else _client(row)
+
+    def clients(self, after: str, limit: int) -> list[Client]:
+        """Clients with an id greater than `after`, in order of id."""
+        return [_client(row) for row in self._execute(_CLIENTS, (after, limit)).fetchall()]
+
+    def revocations(self, now: int) -> list[Revocation]:
+        """Those that have not expired at `now` (seconds)."""
+        return [Revocation(*row) for row in self._execute(_REVOCATIONS, (now,)).fetchall()]
+
+
+def _place(reading: Reading) -> tuple[int, int]:
+    return reading.ts, reading.offset
+
+
+def _bucket_place(bucket: Bucket) -> tuple[int, str]:
+    return bucket.ts, bucket.metric
+
+
+def _client(row: tuple[Any, ...]) -> Client:
+    return Client(row[0], row[1], tuple(row[2].split()), tuple(row[3].split()), row[4], row[5])
