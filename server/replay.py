@@ -1,9 +1,9 @@
 """`tidegate replay`: writes a CSV of real measurements to a running gate.
 
 Nothing is doubled, however often it is sent: (device, metric, ts) is a reading's identity. How far the gate
-has answered is kept beside the CSV (`FILE.csv.DEVICE.progress`) and the next run goes on from there. It counts
-only for the same gate, columns and contents, is put aside when the gate's log was replaced, and is removed
-when all is answered for, so that a further run sends all again and finds duplicates.
+has answered is kept beside the CSV (`FILE.csv.DEVICE.progress`), and the next run goes on from there. The
+place counts only for the same gate, columns and contents, is put aside when the gate's log was replaced, and
+is removed when all is answered for, so that a further run sends all again and finds duplicates.
 """
 
 import asyncio

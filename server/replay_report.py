@@ -79,7 +79,7 @@ class Summary(Struct, frozen=True):
         rate = self.sent / self.seconds if self.seconds else 0.0
         lines = [
             f"{self.file} -> {self.device} at {self.url}{'' if self.complete else ', not complete'}",
-            f"  rows       {self.rows:,} read; {self.layout}",
+            f"  rows       {self.rows:,} read",
             f"  readings   {self.accepted:,} accepted, {self.duplicates:,} duplicates{resent}, "
             f"{self.rejected:,} rejected; {self.sent:,} sent",
             *(f"             {reject}" for reject in self.rejects),
