@@ -1,8 +1,8 @@
 """The contract between the lanes and the handlers: a Request goes in, a Response comes out.
 
-A handler never sees a socket. It gives a Response at once (kind SYNC), a Deferred whose answer
-comes from a commit (kind COMMIT), or a coroutine (kinds COROUTINE and STREAM); the route table
-states which.
+A handler never sees a socket. The route table states its kind: it gives a Response at once (SYNC),
+a Deferred whose answer comes from a commit, or at once a Response (COMMIT), a coroutine (COROUTINE),
+a Response at once where a cache has it, else a coroutine (CACHED).
 """
 
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -21,7 +21,7 @@ class Kind(IntEnum):
     SYNC = 0
     COMMIT = 1
     COROUTINE = 2
-    STREAM = 3
+    CACHED = 3
 
 
 class Media(IntEnum):
@@ -34,6 +34,7 @@ class Media(IntEnum):
     CSV = 4
     FORM = 5
     TEXT = 6
+    HTML = 7
 
 
 class Headers(Protocol):
@@ -50,36 +51,20 @@ class Preferences(Struct, frozen=True):
     """The honoured part of `Prefer` (RFC 7240)."""
 
     strict: bool = False
+    lenient: bool = False
     respond_async: bool = False
 
 
-class Request:
-    """One request, its head understood and its body whole (decoded from its content coding).
+class Head(Struct, frozen=True):
+    """What the head of a request says, understood and checked; the same bytes mean the same again.
 
-    `path`: decoded, without the query. `params`: the variable parts of the route. `query`: each
-    parameter with all its values. `address`: the client's, through trusted proxies. `received`:
-    microseconds since 1970.
+    `raw_path`: as it came, without the query. `params`: the variable parts of the route, decoded.
+    `query`: each parameter with all its values. `accept`: the form of the answer. `content`: the
+    form of the body (NONE: there is none).
     """
 
-    __slots__ = (
-        "accept",
-        "address",
-        "body",
-        "content",
-        "headers",
-        "id",
-        "method",
-        "params",
-        "path",
-        "prefer",
-        "principal",
-        "query",
-        "query_string",
-        "received",
-    )
-
     method: str
-    path: str
+    raw_path: str
     query_string: str
     params: dict[str, str]
     query: dict[str, list[str]]
@@ -88,14 +73,27 @@ class Request:
     content: Media
     prefer: Preferences
     principal: Principal
-    address: str
-    id: str
-    received: int
-    body: bytes
+
+
+class Request:
+    """One request: its head, its whole body (decoded from its content coding), and this very time.
+
+    `id`: the request id. `address`: the client's, through trusted proxies. `received`: microseconds
+    since 1970.
+    """
+
+    __slots__ = ("address", "body", "head", "id", "received")
+
+    def __init__(self, head: Head, body: bytes, id: str, address: str, received: int) -> None:
+        self.head = head
+        self.body = body
+        self.id = id
+        self.address = address
+        self.received = received
 
 
 class Response:
-    """An answer: whole (`body`) or, for kind STREAM, in pieces (`chunks`).
+    """An answer: whole (`body`) or in pieces (`chunks`).
 
     `headers`: those of this answer alone, as (name, value) in latin-1; length, date, request id
     and the like are added when it is encoded.

@@ -11,8 +11,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
-from storage.errors import Overloaded, StorageError, Timeout, Unavailable
-from storage.models import Appended, Batch, Outcome, Write
+from storage.errors import KeyRunning, Overloaded, StorageError, Timeout, Unavailable
+from storage.models import Appended, Batch, Idempotency, Outcome, Write
 
 # Readings of one transaction; a single larger write still is one.
 BATCH_READINGS = 10_000
@@ -65,6 +65,8 @@ class GroupCommit:
         self._max_size = size
         self._deadline = deadline
         self._waiting: deque[Write] = deque()
+        # Idempotency keys of what waits or is being committed.
+        self._keys: set[tuple[str, str]] = set()
         self._work = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -75,9 +77,10 @@ class GroupCommit:
         self.figures = CommitFigures()
 
     def submit(self, write: Write) -> None:
-        """Queue a write; Overloaded when too much waits, Unavailable when the engine is stuck or closed.
+        """Queue a write; its answer arrives through `Write.then`.
 
-        A write without readings and key must not come here. Its answer arrives through `Write.then`.
+        Overloaded when too much waits, Unavailable when the engine is stuck or closed, KeyRunning
+        when a write with the same idempotency key is on its way.
         """
         figures = self.figures
         if self._closed or self._stuck:
@@ -87,6 +90,8 @@ class GroupCommit:
         # What is alone in the queue is let in, however large.
         if self._waiting and (readings > self._max_readings or size > self._max_size):
             raise Overloaded("too many writes wait for the disk")
+        if write.idempotency is not None:
+            self._hold_key(write.idempotency)
         figures.queued_readings = readings
         figures.queued_bytes = size
         self._waiting.append(write)
@@ -144,19 +149,28 @@ class GroupCommit:
         if batch is not None:
             self._publish(batch)
         for write, result in zip(writes, appended.results, strict=False):
-            self._count(result)
-            write.settle(result)
+            self._settle(write, result)
 
     def _let_go(self, writes: list[Write]) -> None:
         """The engine is stuck: nobody waits for it any longer, though what it has may be stored yet."""
         self._stuck = True
         for write in writes:
-            write.settle(Timeout("the database did not answer in time; the write may be stored or not"))
+            self._settle(
+                write, Timeout("the database did not answer in time; the write may be stored or not")
+            )
         while self._waiting:
             for write in self._take():
-                write.settle(Unavailable("the database does not answer; nothing was stored"))
+                self._settle(write, Unavailable("the database does not answer; nothing was stored"))
 
-    def _count(self, result: Outcome | StorageError) -> None:
+    def _hold_key(self, idempotency: Idempotency) -> None:
+        key = idempotency.principal, idempotency.key
+        if key in self._keys:
+            raise KeyRunning("the first request with this Idempotency-Key is still running")
+        self._keys.add(key)
+
+    def _settle(self, write: Write, result: Outcome | StorageError) -> None:
+        if write.idempotency is not None:
+            self._keys.discard((write.idempotency.principal, write.idempotency.key))
         figures = self.figures
         match result:
             case Outcome():
@@ -165,3 +179,4 @@ class GroupCommit:
                 figures.conflicts += len(result.conflicts)
             case _:
                 figures.failed += 1
+        write.settle(result)

@@ -5,6 +5,8 @@ StorageError
  |   '- Overloaded   the queue of waiting writes is full; try again
  |- Timeout          the database did not answer within the deadline
  |- Conflict         what exists already contradicts what was asked for
+ |   |- KeyRunning   a write with the same idempotency key is not settled yet
+ |   '- KeyReused    the idempotency key was used for another body
  |- NotFound         the named thing does not exist
  |- Refused          the database refuses this value; another try cannot help
  '- Full             no space left on the device
@@ -16,14 +18,7 @@ class StorageError(Exception):
 
 
 class Unavailable(StorageError):
-    """The database cannot be reached now.
-
-    `retry_after`: seconds after which another try makes sense.
-    """
-
-    def __init__(self, message: str, retry_after: float = 1.0) -> None:
-        super().__init__(message)
-        self.retry_after = retry_after
+    """The database cannot be reached now."""
 
 
 class Overloaded(Unavailable):
@@ -36,6 +31,14 @@ class Timeout(StorageError):
 
 class Conflict(StorageError):
     """It exists already, with other content."""
+
+
+class KeyRunning(Conflict):
+    """A write with the same idempotency key is not settled yet."""
+
+
+class KeyReused(Conflict):
+    """The idempotency key was used for another body."""
 
 
 class NotFound(StorageError):

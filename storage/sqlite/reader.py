@@ -100,6 +100,7 @@ class Reader:
 
     def range(self, span: Range, after: tuple[int, int] | None, until: int, limit: int) -> list[Reading]:
         """See storage.log.Log."""
+        self._must_exist(span.device)
         series = self._series_of(span.device, span.metrics)
         start, end = span.start, span.end
         if after is not None:
@@ -128,6 +129,7 @@ class Reader:
         limit: int,
     ) -> list[Bucket]:
         """See storage.log.Log."""
+        self._must_exist(span.device)
         start = span.start if after is None else max(span.start, after[0])
         lanes = [
             self._bucket_lane(span, id, metric, every, functions, start)
@@ -161,10 +163,7 @@ class Reader:
     def latest(self, device: str) -> Latest:
         """See storage.log.Log."""
         with self._snapshot():
-            row = self._execute(_DEVICE, (device,)).get
-            if row is None:
-                raise NotFound(f"there is no device {device}")
-            return self._latest(device, row[5])
+            return self._latest(device, self._must_exist(device)[5])
 
     def latest_page(self, selection: Selection, after: str, limit: int) -> list[Latest]:
         """See storage.log.Log."""
@@ -180,6 +179,12 @@ class Reader:
                 metrics[metric] = Sample(row[0], decode_value(row[1]), row[2])
         return Latest(device, offset, metrics)
 
+    def _must_exist(self, device: str) -> tuple[Any, ...]:
+        row: tuple[Any, ...] | None = self._execute(_DEVICE, (device,)).get
+        if row is None:
+            raise NotFound(f"there is no device {device}")
+        return row
+
     def _series_of(self, device: str, metrics: tuple[str, ...]) -> list[tuple[int, str]]:
         rows = self._execute(_SERIES, (device,)).fetchall()
         return [(id, metric) for id, metric in rows if not metrics or metric in metrics]
@@ -188,10 +193,7 @@ class Reader:
 
     def device(self, device: str) -> Device:
         """The device with this id; NotFound."""
-        row = self._execute(_DEVICE, (device,)).get
-        if row is None:
-            raise NotFound(f"there is no device {device}")
-        return self._device(row)
+        return self._device(self._must_exist(device))
 
     def devices(self, selection: Selection, after: str, limit: int) -> list[Device]:
         """Selected devices with an id greater than `after`, in order of id."""

@@ -202,7 +202,7 @@ class Writer:
         if row is not None:
             digest, outcome = row
             if digest != idempotency.digest:
-                return errors.Conflict("this Idempotency-Key was used with another body")
+                return errors.KeyReused("this Idempotency-Key was used with another body")
             return _outcomes.decode(outcome)
         outcome = self._stage(write, stage)
         if not (write.strict and outcome.conflicts):

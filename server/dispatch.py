@@ -1,0 +1,306 @@
+"""The chain that every request walks: route, authenticate, scope, limit, negotiate; then the handler.
+
+Both lanes call it. It knows nothing of sockets.
+"""
+
+import logging
+import re
+import secrets
+from collections.abc import Iterable
+from itertools import count
+from urllib.parse import parse_qsl
+
+from msgspec import Struct
+
+from auth.principal import ANONYMOUS, SCOPES, Principal, Scope
+from auth.rate_limit import Limiter, policy_field, state_field
+from auth.tokens import TokenVerifier
+from handlers.codings import CODINGS
+from handlers.exchange import Answer, Deferred, Handler, Head, Headers, Kind, Media, Request, Response
+from handlers.negotiation import accepted, content_media, media_names, preferences
+from handlers.problems import Problem, challenge, problem_of
+from server.router import BadPath, MethodNotAllowed, NotFound, Router
+
+_log = logging.getLogger("tidegate.dispatch")
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}", re.ASCII)
+_LENGTH = re.compile(r"[0-9]{1,15}", re.ASCII)
+_ABSOLUTE = re.compile(r"https?://[^/?#]*", re.ASCII | re.IGNORECASE)
+QUERY_FIELDS_MAX = 200
+
+SCOPE_NAMES = {scope: name for name, scope in SCOPES.items()}
+
+
+class Endpoint(Struct, frozen=True, kw_only=True):
+    """What a route leads to.
+
+    `kind`: how the handler answers. `scope`: what the token must have, None where none is asked
+    for. `cost`: requests that one counts as. `offers`: the forms of the answer, the default first.
+    `consumes`: the forms of the body; none: a body is not read. `index`: its place in the figures.
+    """
+
+    index: int
+    template: str
+    handler: Handler
+    kind: Kind
+    scope: Scope | None
+    cost: int
+    offers: tuple[Media, ...]
+    consumes: tuple[Media, ...]
+
+
+class Admitted(Struct, frozen=True):
+    """A request whose head is in order.
+
+    `length`: what Content-Length says, None for chunks. `coding`: the body's content coding, "" if
+    none. `expects`: the client waits for 100 before it sends the body.
+    """
+
+    endpoint: Endpoint
+    head: Head
+    length: int | None
+    coding: str
+    expects: bool
+
+
+class Cors:
+    """Which origins browsers may call from (the Fetch standard)."""
+
+    def __init__(self, origins: Iterable[str]) -> None:
+        self._origins = frozenset(origins)
+
+    def lines(self, origin: str) -> str:
+        """Header lines for an answer to a page of this origin."""
+        if not self._origins or not origin:
+            return ""
+        if origin not in self._origins and "*" not in self._origins:
+            return "Vary: Origin\r\n"
+        return (
+            f"Access-Control-Allow-Origin: {origin}\r\nVary: Origin\r\n"
+            "Access-Control-Expose-Headers: ETag, Link, Location, RateLimit, RateLimit-Policy, "
+            "Retry-After, X-Request-ID, Preference-Applied\r\n"
+        )
+
+    def preflight(self, headers: Headers, allowed: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
+        """Headers of the answer to OPTIONS."""
+        origin = headers.get("Origin")
+        if not headers.get("Access-Control-Request-Method") or (
+            origin not in self._origins and "*" not in self._origins
+        ):
+            return ()
+        return (
+            ("Access-Control-Allow-Methods", ", ".join(allowed)),
+            (
+                "Access-Control-Allow-Headers",
+                "Authorization, Content-Type, Content-Encoding, Accept, Prefer, Idempotency-Key, "
+                "If-None-Match, Last-Event-ID, X-Request-ID",
+            ),
+            ("Access-Control-Max-Age", "600"),
+        )
+
+
+class RequestIds:
+    """Request ids: the client's if it is sane, else ours, unique over processes and restarts."""
+
+    def __init__(self) -> None:
+        self._prefix = secrets.token_hex(6)
+        self._numbers = count(1)
+
+    def choose(self, given: str) -> str:
+        """The id of a request; `given`: its X-Request-ID, "" if it has none."""
+        if given and _REQUEST_ID.fullmatch(given):
+            return given
+        return f"{self._prefix}-{next(self._numbers):x}"
+
+
+class Dispatch:
+    """The chain, built once. `requests`, `points`: the limits per principal, None where there is none."""
+
+    def __init__(
+        self,
+        router: Router[Endpoint],
+        verifier: TokenVerifier,
+        requests: Limiter | None,
+        points: Limiter | None,
+        cors: Cors,
+        max_body: int,
+    ) -> None:
+        self._router = router
+        self._verifier = verifier
+        self._requests = requests
+        self._limiters = [limiter for limiter in (requests, points) if limiter is not None]
+        self._policies = policy_field(limiter.policy for limiter in self._limiters)
+        self._cors = cors
+        self._max_body = max_body
+
+    def admit(self, method: str, target: str, version: tuple[int, int], headers: Headers) -> Admitted:
+        """Everything that can be said from the head alone.
+
+        Raises what problem_of understands; KeyUnknown when the keys of an outside issuer must be
+        fetched first.
+        """
+        if version not in ((1, 1), (1, 0)):
+            raise Problem("version_not_supported", "expected HTTP/1.0 or HTTP/1.1")
+        raw_path, query_string = split_target(target)
+        endpoint, params = self._route(method, raw_path, headers)
+        principal = ANONYMOUS if endpoint.scope is None else self._authorise(endpoint, headers)
+        query = _query(query_string)
+        accept = accepted(", ".join(headers.getall("Accept", [])), endpoint.offers)
+        if accept is None:
+            raise Problem("not_acceptable", f"expected Accept to take in {media_names(endpoint.offers)}")
+        content, coding, expects = Media.NONE, "", False
+        length: int | None = 0
+        if endpoint.consumes:
+            content, length, coding = self._body(endpoint, headers)
+            expects = _expects(headers, version)
+        head = Head(
+            method,
+            raw_path,
+            query_string,
+            params,
+            query,
+            headers,
+            accept,
+            content,
+            preferences(headers.getall("Prefer", [])),
+            principal,
+        )
+        return Admitted(endpoint, head, length, coding, expects)
+
+    def call(self, endpoint: Endpoint, request: Request) -> Answer:
+        """Run the handler; what it raises at once becomes a problem."""
+        try:
+            return endpoint.handler(request)
+        except Exception as error:
+            return self.problem(error, request.id)
+
+    def render(self, deferred: Deferred, request_id: str) -> Response:
+        """The answer of a settled write."""
+        try:
+            return deferred.render(deferred.write)
+        except Exception as error:
+            return self.problem(error, request_id)
+
+    def problem(self, error: Exception, request_id: str) -> Response:
+        """The answer to an error; what nobody foresaw is logged under the request id."""
+        problem = problem_of(error)
+        if problem.entry.status == 500:
+            _log.error("unexpected error", exc_info=error, extra={"request_id": request_id})
+        return problem.response(request_id)
+
+    def header_lines(self, principal: Principal, origin: str) -> str:
+        """Header lines that depend on who asks: limits and CORS."""
+        lines = self._cors.lines(origin)
+        if principal is ANONYMOUS or not self._limiters:
+            return lines
+        subject = principal.subject
+        states = state_field((limiter.policy, limiter.peek(subject)) for limiter in self._limiters)
+        return f"{lines}RateLimit-Policy: {self._policies}\r\nRateLimit: {states}\r\n"
+
+    # -- the links of the chain ----------------------------------------------------------------
+
+    def _route(self, method: str, raw_path: str, headers: Headers) -> tuple[Endpoint, dict[str, str]]:
+        try:
+            if method == "OPTIONS":
+                allowed = ("OPTIONS",) if raw_path == "*" else self._router.allowed(raw_path)
+                raise Preflight(allowed, self._cors.preflight(headers, allowed))
+            match = self._router.resolve(method, raw_path)
+        except NotFound:
+            raise Problem("not_found", f"there is no {raw_path[:200]}") from None
+        except BadPath as error:
+            raise Problem("malformed", str(error)) from None
+        except MethodNotAllowed as error:
+            allow = ("Allow", ", ".join(error.allowed))
+            raise Problem("method_not_allowed", f"{method} is not allowed here", headers=(allow,)) from None
+        return match.target, match.params
+
+    def _authorise(self, endpoint: Endpoint, headers: Headers) -> Principal:
+        given = headers.getall("Authorization", [])
+        if not given:
+            raise Problem("token_missing", "expected Authorization: Bearer <token>", headers=(challenge(),))
+        scheme, _, token = given[0].partition(" ")
+        if len(given) > 1 or scheme.lower() != "bearer" or not token:
+            detail = "expected Authorization: Bearer <token>"
+            raise Problem("token_malformed", detail, headers=(challenge("invalid_request", detail),))
+        principal = self._verifier.verify(token.strip())
+        scope = endpoint.scope
+        if scope and scope not in principal.scopes:
+            name = SCOPE_NAMES[scope]
+            raise Problem(
+                "insufficient_scope",
+                f"the token lacks the scope {name}",
+                headers=(challenge("insufficient_scope", "", name),),
+            )
+        if self._requests is not None and endpoint.cost:
+            self._requests.take(principal.subject, endpoint.cost)
+        return principal
+
+    def _body(self, endpoint: Endpoint, headers: Headers) -> tuple[Media, int | None, str]:
+        given = headers.get("Content-Type")
+        media = content_media(given) if given else endpoint.consumes[0]
+        if media is None or media not in endpoint.consumes:
+            names = media_names(endpoint.consumes)
+            raise Problem("unsupported_media_type", f"expected {names}", headers=(("Accept", names),))
+        coding = headers.get("Content-Encoding").strip().lower()
+        if coding == "identity":
+            coding = ""
+        if coding and coding not in CODINGS:
+            known = "gzip, deflate, zstd"
+            raise Problem(
+                "unsupported_media_type",
+                f"expected the content coding {known}, or none",
+                headers=(("Accept-Encoding", known),),
+            )
+        length = headers.get("Content-Length")
+        if headers.get("Transfer-Encoding"):
+            return media, None, coding
+        if not length:
+            raise Problem("length_required", "expected Content-Length or a chunked body")
+        if not _LENGTH.fullmatch(length) or int(length) > self._max_body:
+            raise Problem("too_large", f"expected a body of at most {self._max_body} bytes")
+        return media, int(length), coding
+
+
+class Preflight(Exception):
+    """Not an error: OPTIONS is answered from the table of routes."""
+
+    def __init__(self, allowed: tuple[str, ...], headers: tuple[tuple[str, str], ...]) -> None:
+        super().__init__()
+        self.response = Response(204, headers=(("Allow", ", ".join(allowed)), *headers))
+
+
+def split_target(target: str) -> tuple[str, str]:
+    """Path and query of a request target in origin or absolute form (RFC 9112 section 3.2)."""
+    if not target.startswith("/"):
+        if target == "*":
+            return "*", ""
+        absolute = _ABSOLUTE.match(target)
+        if absolute is None:
+            raise Problem("malformed", "expected a request target that starts with /")
+        target = target[absolute.end() :]
+        if not target.startswith("/"):
+            target = "/" + target
+    path, _, query = target.partition("#")[0].partition("?")
+    return path, query
+
+
+def _query(text: str) -> dict[str, list[str]]:
+    if not text:
+        return {}
+    query: dict[str, list[str]] = {}
+    try:
+        pairs = parse_qsl(text, keep_blank_values=True, errors="strict", max_num_fields=QUERY_FIELDS_MAX)
+    except ValueError as error:
+        raise Problem("malformed", f"the query cannot be decoded: {error}") from error
+    for name, value in pairs:
+        query.setdefault(name, []).append(value)
+    return query
+
+
+def _expects(headers: Headers, version: tuple[int, int]) -> bool:
+    expectation = headers.get("Expect").strip().lower()
+    if not expectation:
+        return False
+    if expectation != "100-continue":
+        raise Problem("expectation_failed", "expected Expect to be 100-continue or nothing")
+    return version == (1, 1)

@@ -1,0 +1,84 @@
+"""The one table of routes: method, path, handler, kind, scope, cost."""
+
+from auth.principal import Scope
+from handlers.devices import DeviceHandlers
+from handlers.exchange import Handler, Kind, Media
+from handlers.health import Health
+from handlers.reading import Readings
+from handlers.tokens import TokenHandlers
+from handlers.writing import Writing
+from server.dispatch import Endpoint
+from server.router import Route
+
+_DATA = (Media.JSON, Media.MSGPACK)
+_EXPORT = (Media.JSON, Media.MSGPACK, Media.CSV, Media.NDJSON)
+_WRITE = (Media.JSON, Media.MSGPACK, Media.NDJSON)
+_FORM = (Media.FORM,)
+_JSON = (Media.JSON,)
+_TEXT = (Media.TEXT,)
+
+
+def table(
+    writing: Writing,
+    readings: Readings,
+    devices: DeviceHandlers,
+    tokens: TokenHandlers,
+    health: Health,
+    *,
+    metrics: bool,
+) -> list[Route[Endpoint]]:
+    """All routes; `metrics`: whether /metrics is served here."""
+    routes: list[Route[Endpoint]] = []
+
+    def add(
+        method: str,
+        path: str,
+        handler: Handler,
+        kind: Kind,
+        scope: Scope | None,
+        cost: int = 1,
+        offers: tuple[Media, ...] = _DATA,
+        consumes: tuple[Media, ...] = (),
+    ) -> None:
+        endpoint = Endpoint(
+            index=len(routes),
+            template=path,
+            handler=handler,
+            kind=kind,
+            scope=scope,
+            cost=cost,
+            offers=offers,
+            consumes=consumes,
+        )
+        routes.append(Route(method, path, endpoint))
+
+    write, read = Scope.READINGS_WRITE, Scope.READINGS_READ
+    manage, look, admin = Scope.DEVICES_WRITE, Scope.DEVICES_READ, Scope.ADMIN
+    sync, commit, coroutine, cached = Kind.SYNC, Kind.COMMIT, Kind.COROUTINE, Kind.CACHED
+
+    add("POST", "/v1/devices/{device}/readings", writing.of_device, commit, write, consumes=_WRITE)
+    add("POST", "/v1/readings", writing.of_any, commit, write, consumes=_WRITE)
+    add("GET", "/v1/devices/{device}/latest", readings.latest, cached, read)
+    add("GET", "/v1/latest", readings.latest_page, coroutine, read)
+    add("GET", "/v1/devices/{device}/readings", readings.range, coroutine, read, offers=_EXPORT)
+    add("GET", "/v1/readings", readings.log, coroutine, read, offers=_EXPORT)
+
+    add("GET", "/v1/devices", devices.list, coroutine, look)
+    add("GET", "/v1/devices/{device}", devices.get, coroutine, look)
+    add("PUT", "/v1/devices/{device}", devices.put, coroutine, manage, consumes=_DATA)
+    add("DELETE", "/v1/devices/{device}", devices.delete, coroutine, manage)
+
+    add("POST", "/v1/token", tokens.token, coroutine, None, offers=_JSON, consumes=_FORM)
+    add("POST", "/v1/token/revoke", tokens.revoke, coroutine, None, offers=_JSON, consumes=_FORM)
+    add("POST", "/v1/clients", tokens.create_client, coroutine, admin, consumes=_DATA)
+    add("GET", "/v1/clients", tokens.clients, coroutine, admin)
+    add("DELETE", "/v1/clients/{id}", tokens.delete_client, coroutine, admin)
+    add("GET", "/.well-known/jwks.json", tokens.jwks, sync, None, offers=_JSON)
+
+    add("GET", "/livez", health.livez, sync, None, offers=_JSON)
+    add("GET", "/readyz", health.readyz, coroutine, None, offers=_JSON)
+    add("GET", "/problems", health.problems, sync, None)
+    add("GET", "/problems/{code}", health.problem, sync, None)
+    if metrics:
+        add("GET", "/metrics", health.metrics, sync, None, offers=_TEXT)
+    return routes
