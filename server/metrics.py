@@ -1,0 +1,205 @@
+"""What the gate counts, and how Prometheus reads it.
+
+Counting is adding to plain ints: prometheus_client's own counters cost several times a hello-world
+request's share. They are turned into its metric families only when somebody scrapes. Parts of the
+gate below this layer keep ints of their own, which are pulled then.
+"""
+
+import re
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Sequence
+from http import HTTPStatus
+from typing import Protocol
+
+from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
+
+SECONDS = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+READINGS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000)
+
+_NAME = re.compile(r"tidegate_[a-z][a-z0-9_]*", re.ASCII)
+_OPENMETRICS = "application/openmetrics-text"
+
+# A column for each registered status code and a last one for all others, found without a search.
+_STATUSES = tuple(map(int, HTTPStatus))
+_COLUMNS = (*map(str, _STATUSES), "other")
+_COLUMN_OF = [_STATUSES.index(code) if code in _STATUSES else len(_STATUSES) for code in range(1000)]
+
+# Families that are rendered from the arrays here.
+_OWN = frozenset(
+    f"tidegate_{name}"
+    for name in ("requests", "request_duration_seconds", "commit_duration_seconds", "commit_readings")
+)
+
+Read = Callable[[], float]
+
+
+class CacheFigures(Protocol):
+    """A cache that counts its look-ups, and the entries that had to make room."""
+
+    hits: int
+    misses: int
+    evictions: int
+
+
+class Histogram:
+    """Counts observations up to each of `bounds` (ascending, included), and those above the last."""
+
+    __slots__ = ("bounds", "counts", "total")
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.total = 0.0
+
+    def observe(self, value: float) -> None:
+        """Count one observation."""
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.total += value
+
+    def buckets(self) -> tuple[list[tuple[str, float]], float]:
+        """The cumulated counts by upper bound, and the sum of all values."""
+        counts, total = self.counts.copy(), self.total
+        below = 0
+        cumulated = []
+        for bound, count in zip((*self.bounds, float("inf")), counts, strict=True):
+            below += count
+            cumulated.append(("+Inf" if bound == float("inf") else str(float(bound)), float(below)))
+        return cumulated, total
+
+
+class _Pulled:
+    """A family whose values are read where they are kept; one reader for each set of label values."""
+
+    __slots__ = ("counter", "help", "labels", "name", "readers")
+
+    def __init__(self, name: str, help: str, labels: tuple[str, ...], *, counter: bool) -> None:
+        self.name = name
+        self.help = help
+        self.labels = labels
+        self.counter = counter
+        self.readers: dict[tuple[str, ...], Read] = {}
+
+    def family(self) -> Metric:
+        """The values now."""
+        kind = CounterMetricFamily if self.counter else GaugeMetricFamily
+        family = kind(self.name, self.help, labels=self.labels)
+        for values, read in self.readers.items():
+            family.add_metric(values, float(read()))
+        return family
+
+
+class Metrics(Collector):
+    """The figures of one process.
+
+    `routes`: (method, template) of every route, in the order of its index; requests that belong to
+    none are counted under `unrouted`. Everything that labels a series is bound here or by `counter`
+    and `gauge` at start, so nothing that a client sends can make a new one.
+    """
+
+    def __init__(self, routes: Sequence[tuple[str, str]]) -> None:
+        if len(set(routes)) != len(routes):
+            raise ValueError("a route stands twice in the table")
+        self._routes = [*routes, ("", "")]
+        self.unrouted = len(routes)
+        self._statuses = [[0] * len(_COLUMNS) for _ in self._routes]
+        self._latencies = [Histogram(SECONDS) for _ in self._routes]
+        self._commits = Histogram(SECONDS)
+        self._batches = Histogram(READINGS)
+        self._pulled: dict[str, _Pulled] = {}
+        self._registry = CollectorRegistry(auto_describe=False)
+        self._registry.register(self)
+        ProcessCollector(registry=self._registry)
+        PlatformCollector(registry=self._registry)
+
+    def observe_request(self, route_index: int, status: int, seconds: float) -> None:
+        """Count an answered request of the route, with the time from its last byte to the answer."""
+        self._statuses[route_index][_COLUMN_OF[status]] += 1
+        self._latencies[route_index].observe(seconds)
+
+    def observe_commit(self, readings: int, seconds: float) -> None:
+        """Count a transaction that carried so many readings and took so long."""
+        self._batches.observe(readings)
+        self._commits.observe(seconds)
+
+    def counter(self, name: str, help: str, read: Read, **labels: str) -> None:
+        """Show what `read` returns, a number that only grows. `name` ends with `_total`.
+
+        A name may come again with the same help and other values of the same labels. ValueError if
+        this contradicts what was bound before.
+        """
+        if not name.endswith("_total"):
+            raise ValueError(f"the counter {name!r} does not end with _total")
+        self._bind(name, help, read, labels, counter=True)
+
+    def gauge(self, name: str, help: str, read: Read, **labels: str) -> None:
+        """Show what `read` returns, a number that may fall. As `counter` otherwise."""
+        if name.endswith("_total"):
+            raise ValueError(f"the gauge {name!r} ends with _total")
+        self._bind(name, help, read, labels, counter=False)
+
+    def cache(self, name: str, figures: CacheFigures) -> None:
+        """Show the figures of a cache, labelled with its name."""
+        self.counter("tidegate_cache_hits_total", "Look-ups answered.", lambda: figures.hits, cache=name)
+        self.counter("tidegate_cache_misses_total", "Look-ups in vain.", lambda: figures.misses, cache=name)
+        self.counter(
+            "tidegate_cache_evictions_total", "Entries that made room.", lambda: figures.evictions, cache=name
+        )
+
+    def render(self, accept: str) -> tuple[bytes, str]:
+        """All figures and their media type: OpenMetrics if `accept` names it, else Prometheus' text.
+
+        Takes milliseconds and reads /proc: call it in a thread. The readers run there too.
+        """
+        # Only the type is taken from the client: a version that is no number makes choose_encoder raise,
+        # and it copies what it accepts into the answer's header.
+        encode, media_type = choose_encoder(
+            f"{_OPENMETRICS}; version=1.0.0" if _OPENMETRICS in accept.lower() else ""
+        )
+        return encode(self._registry), media_type
+
+    def collect(self) -> Iterator[Metric]:
+        """The families, as prometheus_client asks for them."""
+        yield from self._requests()
+        yield _histogram("tidegate_commit_duration_seconds", "Time of a transaction.", self._commits)
+        yield _histogram("tidegate_commit_readings", "Readings of a transaction.", self._batches)
+        for pulled in self._pulled.values():
+            yield pulled.family()
+
+    def _requests(self) -> Iterator[Metric]:
+        """Statuses and latencies of the routes that were asked for so far."""
+        requests = CounterMetricFamily(
+            "tidegate_requests_total", "Requests answered.", labels=("method", "route", "status")
+        )
+        durations = HistogramMetricFamily(
+            "tidegate_request_duration_seconds",
+            "Time from the last byte of a request to its answer.",
+            labels=("method", "route"),
+        )
+        for route, statuses, latency in zip(self._routes, self._statuses, self._latencies, strict=True):
+            for status, count in zip(_COLUMNS, statuses, strict=True):
+                if count:
+                    requests.add_metric((*route, status), count)
+            if any(latency.counts):
+                durations.add_metric(route, *latency.buckets())
+        yield requests
+        yield durations
+
+    def _bind(self, name: str, help: str, read: Read, labels: dict[str, str], *, counter: bool) -> None:
+        # OpenMetrics calls a counter's family by its name less the ending.
+        family = name.removesuffix("_total")
+        if not _NAME.fullmatch(name) or family in _OWN:
+            raise ValueError(f"{name!r} is taken or not a metric name with the prefix tidegate_")
+        pulled = self._pulled.setdefault(family, _Pulled(name, help, tuple(labels), counter=counter))
+        values = tuple(labels.values())
+        same = (pulled.name, pulled.help, pulled.labels) == (name, help, tuple(labels))
+        if not same or values in pulled.readers:
+            raise ValueError(f"{name} {labels} contradicts what was bound before")
+        pulled.readers[values] = read
+
+
+def _histogram(name: str, help: str, histogram: Histogram) -> Metric:
+    buckets, total = histogram.buckets()
+    return HistogramMetricFamily(name, help, buckets=buckets, sum_value=total)
