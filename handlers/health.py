@@ -50,13 +50,15 @@ class Health:
         content = {"status": "ready" if ready else "unavailable", "parts": parts}
         return respond(request.head.accept, content, 200 if ready else 503, _UNCACHED)
 
-    def metrics(self, request: Request) -> Response:
+    async def metrics(self, request: Request) -> Response:
         """`GET /metrics`: what is counted, for Prometheus."""
         if self._token:
             given = request.head.headers.get("Authorization").partition(" ")[2]
             if not hmac.compare_digest(given.encode("utf-8", "replace"), self._token.encode()):
                 raise Problem("token_missing", "expected the token of /metrics", headers=(challenge(),))
-        body, content_type = self._render(request.head.headers.get("Accept"))
+        accept = request.head.headers.get("Accept")
+        # It takes milliseconds and reads files of the kernel.
+        body, content_type = await asyncio.to_thread(self._render, accept)
         return Response(200, body, content_type, _UNCACHED)
 
     def problems(self, request: Request) -> Response:

@@ -79,6 +79,11 @@ class TokenHandlers:
         self._ttl = ttl
         self._audit = audit
 
+    def replace_keys(self, issuer: TokenIssuer, ring: KeyRing) -> None:
+        """Sign with other keys from now on, and publish them."""
+        self._issuer = issuer
+        self._jwks = encode_json(ring.jwks())
+
     async def token(self, request: Request) -> Response:
         """`POST /v1/token`: the client credentials grant."""
         try:

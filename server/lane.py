@@ -17,6 +17,7 @@ from handlers.exchange import Deferred, Headers, Request, Response
 from handlers.problems import Problem
 from server.dispatch import Admitted, Dispatch, Endpoint, Preflight, RequestIds
 from server.encoding import Encoder
+from server.logs import AccessLog
 from server.metrics import Metrics
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -100,7 +101,7 @@ class Lane:
         verifier: TokenVerifier,
         encoder: Encoder,
         metrics: Metrics,
-        access: Callable[..., None] | None,
+        access: AccessLog | None,
         now: Callable[[], int],
         proxies: Sequence[Network],
         max_body: int,
@@ -139,14 +140,15 @@ class Lane:
         seconds = perf_counter() - started
         self._metrics.observe_request(index, response.status, seconds)
         if self._access is not None:
-            self._access(
+            self._access.record(
                 request_id,
-                source.method,
-                source.rel_url.raw_path,
-                response.status,
-                seconds,
                 self._address(source, headers),
                 principal.subject,
+                source.method,
+                source.path_qs.partition("?")[0],
+                response.status,
+                len(response.body),
+                seconds,
             )
         return cast("web.StreamResponse", wire)
 

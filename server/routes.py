@@ -10,6 +10,12 @@ from handlers.writing import Writing
 from server.dispatch import Endpoint
 from server.router import Route
 
+Table = list[Route[Endpoint]]
+
+METRICS = "/metrics"
+# What is served on a port of its own, if there is one for /metrics.
+OPERATIONS = frozenset((METRICS, "/livez", "/readyz"))
+
 _DATA = (Media.JSON, Media.MSGPACK)
 _EXPORT = (Media.JSON, Media.MSGPACK, Media.CSV, Media.NDJSON)
 _WRITE = (Media.JSON, Media.MSGPACK, Media.NDJSON)
@@ -18,19 +24,14 @@ _JSON = (Media.JSON,)
 _TEXT = (Media.TEXT,)
 
 
-def table(
-    writing: Writing,
-    readings: Readings,
-    devices: DeviceHandlers,
-    tokens: TokenHandlers,
-    health: Health,
-    *,
-    metrics: bool,
-) -> list[Route[Endpoint]]:
-    """All routes; `metrics`: whether /metrics is served here."""
-    routes: list[Route[Endpoint]] = []
+class _Rows:
+    """The table while it is written."""
+
+    def __init__(self) -> None:
+        self.table: Table = []
 
     def add(
+        self,
         method: str,
         path: str,
         handler: Handler,
@@ -40,8 +41,9 @@ def table(
         offers: tuple[Media, ...] = _DATA,
         consumes: tuple[Media, ...] = (),
     ) -> None:
+        """A row; `cost`: how many requests one counts as."""
         endpoint = Endpoint(
-            index=len(routes),
+            index=len(self.table),
             template=path,
             handler=handler,
             kind=kind,
@@ -50,8 +52,19 @@ def table(
             offers=offers,
             consumes=consumes,
         )
-        routes.append(Route(method, path, endpoint))
+        self.table.append(Route(method, path, endpoint))
 
+
+def table(
+    writing: Writing,
+    readings: Readings,
+    devices: DeviceHandlers,
+    tokens: TokenHandlers,
+    health: Health,
+) -> Table:
+    """All routes."""
+    rows = _Rows()
+    add = rows.add
     write, read = Scope.READINGS_WRITE, Scope.READINGS_READ
     manage, look, admin = Scope.DEVICES_WRITE, Scope.DEVICES_READ, Scope.ADMIN
     sync, commit, coroutine, cached = Kind.SYNC, Kind.COMMIT, Kind.COROUTINE, Kind.CACHED
@@ -79,6 +92,5 @@ def table(
     add("GET", "/readyz", health.readyz, coroutine, None, offers=_JSON)
     add("GET", "/problems", health.problems, sync, None)
     add("GET", "/problems/{code}", health.problem, sync, None)
-    if metrics:
-        add("GET", "/metrics", health.metrics, sync, None, offers=_TEXT)
-    return routes
+    add("GET", METRICS, health.metrics, coroutine, None, offers=_TEXT)
+    return rows.table

@@ -6,12 +6,13 @@ or more, `>` alone is every device (the subjects of NATS).
 
 import re
 from collections.abc import Iterable
+from itertools import takewhile
 
 from msgspec import Struct
 
 from storage.models import DEVICE_MAX
 
-_TOKEN = re.compile(r"[A-Za-z0-9_-]+|\*", re.ASCII)
+_LITERAL = re.compile(r"[A-Za-z0-9_-]+", re.ASCII)
 
 
 class InvalidPattern(ValueError):
@@ -19,15 +20,24 @@ class InvalidPattern(ValueError):
 
 
 class Pattern(Struct, frozen=True):
-    """A parsed pattern. `prefix`: what every matching device id starts with."""
+    """A parsed pattern.
+
+    `prefix`: what every matching device id starts with. `tokens`: without a last `>`; `deeper`:
+    whether there is one, so that one or more tokens follow.
+    """
 
     text: str
     prefix: str
-    expression: re.Pattern[str]
+    tokens: tuple[str, ...]
+    deeper: bool
 
     def matches(self, device: str) -> bool:
         """Whether the pattern takes in this device id."""
-        return self.expression.fullmatch(device) is not None
+        if not device.startswith(self.prefix):
+            return False
+        found = device.split(".")
+        fits = len(found) > len(self.tokens) if self.deeper else len(found) == len(self.tokens)
+        return fits and all(token in ("*", other) for token, other in zip(self.tokens, found, strict=False))
 
 
 def parse_pattern(text: str) -> Pattern:
@@ -35,24 +45,17 @@ def parse_pattern(text: str) -> Pattern:
     if not text or len(text) > DEVICE_MAX:
         raise InvalidPattern(f"a pattern has 1 to {DEVICE_MAX} characters")
     tokens = text.split(".")
-    last = len(tokens) - 1
-    parts = []
-    for index, token in enumerate(tokens):
-        if token == ">" and index == last:
-            parts.append(r"[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*")
-        elif token == "*":
-            parts.append(r"[A-Za-z0-9_-]+")
-        elif _TOKEN.fullmatch(token):
-            parts.append(re.escape(token))
-        else:
+    deeper = tokens[-1] == ">"
+    named = tokens[:-1] if deeper else tokens
+    for place, word in enumerate(named, 1):
+        if word != "*" and not _LITERAL.fullmatch(word):
             raise InvalidPattern(
-                f"token {index + 1} of the pattern {text!r} is {token!r}; expected letters, "
+                f"token {place} of the pattern {text!r} is {word!r}; expected letters, "
                 "digits, _ and -, or *, or > as the last one"
             )
-    literal = [token for token in tokens if token not in ("*", ">")]
-    fixed = tokens.index(next((t for t in tokens if t in ("*", ">")), tokens[0]))
-    prefix = text if len(literal) == len(tokens) else "".join(t + "." for t in tokens[:fixed])
-    return Pattern(text, prefix, re.compile(r"\.".join(parts), re.ASCII))
+    fixed = list(takewhile("*".__ne__, named))
+    prefix = text if fixed == tokens else "".join(f"{word}." for word in fixed)
+    return Pattern(text, prefix, tuple(named), deeper)
 
 
 class Selection:
@@ -96,8 +99,12 @@ class Selection:
 
     def prefixes(self) -> list[str]:
         """Disjoint prefixes in order that together hold every device of the selection."""
+        wishes = {pattern.prefix for pattern in self.match} or {""}
+        grants = {pattern.prefix for pattern in self.grants}
+        # A device that starts with both has one of them as the prefix of the other.
+        both = {max(a, b, key=len) for a in wishes for b in grants if a.startswith(b) or b.startswith(a)}
         found: list[str] = []
-        for prefix in sorted({p.prefix for p in self.match or self.grants}):
+        for prefix in sorted(both):
             if not found or not prefix.startswith(found[-1]):
                 found.append(prefix)
         return found

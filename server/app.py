@@ -1,0 +1,388 @@
+"""The gate: its parts built in order, run, and closed in reverse."""
+
+import asyncio
+import contextlib
+import gc
+import logging
+import signal
+import socket
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from email.utils import formatdate
+from functools import partial
+from ipaddress import ip_address
+from pathlib import Path
+from typing import TextIO
+
+import aiohttp
+
+from auth.clients import Credentials
+from auth.issuers import Issuer
+from auth.rate_limit import FailureLimiter, Limiter, Policy
+from auth.revocation import Revocations
+from auth.tokens import TokenVerifier
+from handlers.devices import DeviceHandlers
+from handlers.health import Health
+from handlers.reading import Readings
+from handlers.tokens import TokenHandlers
+from handlers.writing import Writing
+from server import admin, identity, logs, routes
+from server.dispatch import Cors, Dispatch, Endpoint
+from server.encoding import Encoder
+from server.lane import Lane
+from server.metrics import Metrics
+from server.protocol import GateServer
+from server.router import Router
+from server.settings import Settings
+from storage.cache import LatestCache
+from storage.commit import GroupCommit
+from storage.errors import StorageError, Unavailable
+from storage.sqlite.engine import SqliteEngine
+
+_log = logging.getLogger("tidegate.app")
+
+BACKLOG = 4096
+# Seconds a transaction may take before its writers are told that its outcome is unknown.
+COMMIT_DEADLINE = 8.0
+# Seconds between two looks at what other processes may have revoked, and between two clean-ups.
+REVOCATIONS_EVERY = 2.0
+SWEEP_EVERY = 30.0
+ISSUERS_EVERY = 60.0
+# Seconds from SIGTERM to the end, whatever happens (promise 10).
+EXIT_WITHIN = 10
+
+
+def wall_clock() -> int:
+    """Microseconds since 1970."""
+    return time.time_ns() // 1000
+
+
+async def serve(settings: Settings, out: TextIO) -> None:
+    """Run the gate until SIGTERM or SIGINT; says on `out` where it listens and how to try it."""
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+
+    def end() -> None:
+        # The loop may be stuck by then; the kernel is not.
+        signal.alarm(EXIT_WITHIN)
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, end)
+    async with AsyncExitStack() as stack:
+        log = logs.setup(settings.log_level, settings.access_log)
+        stack.callback(log.close)
+        gate = await Gate.open(settings, stack, log, stop.set)
+        loop.add_signal_handler(signal.SIGHUP, gate.reload_keys)
+        sockets = _listen(settings)
+        servers = [await loop.create_server(gate.server, sock=sock, backlog=BACKLOG) for sock in sockets]
+        if settings.metrics_port:
+            servers.append(
+                await loop.create_server(
+                    gate.operations, settings.host, settings.metrics_port, backlog=BACKLOG
+                )
+            )
+        url = _url(sockets[0])
+        announced = _announce(settings, url)
+        stack.callback(announced.unlink, missing_ok=True)
+        out.write(_welcome(settings, url))
+        out.flush()
+        gc.collect()
+        gc.freeze()
+        await stop.wait()
+        _log.info("closing")
+        for server in servers:
+            server.close()
+        await gate.server.drain(settings.shutdown_timeout)
+        await gate.operations.drain(0.1)
+    signal.alarm(0)
+
+
+class Gate:
+    """All parts of one process."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        engine: SqliteEngine,
+        session: aiohttp.ClientSession,
+        log: logs.Logs,
+        fail: Callable[[], None],
+    ) -> None:
+        self._settings = settings
+        self._fail = fail
+        self.engine = engine
+        self.cache = LatestCache(engine.latest, settings.cache_devices, settings.cache_ttl)
+        self.commit = GroupCommit(
+            engine,
+            self.cache.apply,
+            self._observe_commit,
+            readings=settings.queue_readings,
+            size=settings.queue_bytes,
+            deadline=COMMIT_DEADLINE,
+        )
+        ring = identity.key_ring(settings)
+        lifetime = identity.lifetime(settings)
+        self.revocations = Revocations(
+            engine, self._tokens_changed, issuer=settings.jwt_issuer, lifetime=lifetime
+        )
+        self.verifier = TokenVerifier(
+            ring,
+            self.revocations,
+            issuer=settings.jwt_issuer,
+            audience=settings.jwt_audience,
+            issuers=[
+                Issuer(outside.issuer, outside.jwks_url, settings.jwt_audience, session)
+                for outside in settings.jwt_issuers
+            ],
+        )
+        self._requests = _limiter("requests", settings.rate_limit)
+        self._points = _limiter("points", settings.point_limit)
+        self._failures = _failure_limiter(settings.login_limit)
+        self.writing = Writing(self.commit, engine, self._points)
+        self.tokens = TokenHandlers(
+            engine,
+            Credentials(engine, lifetime=settings.token_ttl_max),
+            identity.token_issuer(settings, ring, self.revocations.cutoff),
+            self.verifier,
+            self.revocations,
+            ring,
+            self._failures,
+            settings.token_ttl,
+            logs.audit,
+        )
+        health = Health(
+            {"database": engine.ping, "commit": self._probe_commit},
+            lambda: self.server.lane.closing,
+            self._render,
+            settings.metrics_token,
+        )
+        parts = (
+            self.writing,
+            Readings(engine, engine, self.cache),
+            DeviceHandlers(engine, self.cache, logs.audit),
+            self.tokens,
+            health,
+        )
+        table = routes.table(*parts)
+        self.metrics = Metrics([(route.method, route.template) for route in table])
+        self.encoder = Encoder()
+        self.encoder.tick(formatdate(usegmt=True))
+        public = [r for r in table if r.template != routes.METRICS or not settings.metrics_port]
+        self.server = self._server(Router(public), log)
+        self.operations = self._server(Router(r for r in table if r.template in routes.OPERATIONS), log)
+        self._bind_metrics(log)
+
+    @classmethod
+    async def open(
+        cls, settings: Settings, stack: AsyncExitStack, log: logs.Logs, fail: Callable[[], None]
+    ) -> "Gate":
+        """Build the parts; `stack` closes them in reverse. `fail` is called if one of them breaks."""
+        engine = await SqliteEngine.open(settings.data, wall_clock)
+        stack.push_async_callback(engine.close)
+        session = await stack.enter_async_context(aiohttp.ClientSession())
+        gate = cls(settings, engine, session, log, fail)
+        stack.push_async_callback(gate.verifier.close)
+        stack.push_async_callback(gate.cache.close)
+        stack.push_async_callback(gate.commit.close)
+        gate.commit.task.add_done_callback(gate._commit_ended)
+        await gate.revocations.refresh()
+        for name, every, work in (
+            ("second", 1.0, gate._tick),
+            ("revocations", REVOCATIONS_EVERY, gate.revocations.refresh),
+            ("issuers", ISSUERS_EVERY, gate.verifier.refresh),
+            ("sweep", SWEEP_EVERY, gate.sweep),
+        ):
+            task = asyncio.create_task(_repeat(name, every, work), name=name)
+            stack.push_async_callback(_end, task)
+        return gate
+
+    def reload_keys(self) -> None:
+        """Read the key files again (SIGHUP); if they cannot be used, the old ones stay."""
+        try:
+            ring = identity.key_ring(self._settings)
+        except ValueError:
+            _log.exception("the keys were not reloaded")
+            return
+        self.verifier.replace_keys(ring)
+        self.tokens.replace_keys(identity.token_issuer(self._settings, ring, self.revocations.cutoff), ring)
+        _log.info("the keys were reloaded", extra={"kids": sorted(ring.keys)})
+
+    async def sweep(self) -> None:
+        """Remove what is too old or was deleted."""
+        retention = self._settings.retention
+        floor = self.engine.state().floor
+        await self.engine.sweep(wall_clock() - retention * 1_000_000 if retention else 0)
+        if self.engine.state().floor != floor:
+            self.cache.clear()
+
+    def _render(self, accept: str) -> tuple[bytes, str]:
+        # The routes are there before the metrics that count them.
+        return self.metrics.render(accept)
+
+    async def _tick(self) -> None:
+        self.encoder.tick(formatdate(usegmt=True))
+        self.server.sweep()
+        self.operations.sweep()
+
+    async def _probe_commit(self) -> None:
+        if self.commit.stuck:
+            raise Unavailable("a transaction does not end")
+
+    def _observe_commit(self, readings: int, seconds: float) -> None:
+        self.metrics.observe_commit(readings, seconds)
+
+    def _tokens_changed(self) -> None:
+        self.verifier.invalidate()
+
+    def _commit_ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled():
+            _log.critical("the group commit broke", exc_info=task.exception())
+            self._fail()
+
+    def _server(self, router: Router[Endpoint], log: logs.Logs) -> GateServer:
+        settings = self._settings
+        dispatch = Dispatch(
+            router,
+            self.verifier,
+            self._requests,
+            self._points,
+            Cors(settings.cors_origins),
+            settings.max_body,
+        )
+        lane = Lane(
+            dispatch,
+            self.verifier,
+            self.encoder,
+            self.metrics,
+            log.access,
+            wall_clock,
+            settings.trusted_proxies,
+            settings.max_body,
+            settings.body_timeout,
+        )
+        return GateServer(
+            lane,
+            self.encoder,
+            self.metrics,
+            max_connections=settings.max_connections,
+            header_timeout=settings.header_timeout,
+            keepalive_timeout=settings.keepalive_timeout,
+        )
+
+    def _bind_metrics(self, log: logs.Logs) -> None:
+        """Tell the metrics where the parts keep their figures."""
+        counter, gauge = self.metrics.counter, self.metrics.gauge
+        commit, cache, verifier, server = self.commit.figures, self.cache, self.verifier, self.server
+        counter("tidegate_readings_stored_total", "Readings stored.", lambda: commit.stored)
+        counter("tidegate_readings_duplicate_total", "Readings sent again.", lambda: commit.duplicates)
+        counter("tidegate_readings_conflict_total", "Readings with another value.", lambda: commit.conflicts)
+        counter("tidegate_readings_rejected_total", "Bad items of writes.", lambda: self.writing.rejected)
+        counter("tidegate_writes_failed_total", "Writes that the database failed.", lambda: commit.failed)
+        gauge("tidegate_queue_readings", "Readings that wait for a commit.", lambda: commit.queued_readings)
+        gauge("tidegate_queue_bytes", "Bytes that wait for a commit.", lambda: commit.queued_bytes)
+        gauge("tidegate_log_head", "Newest offset.", lambda: self.engine.state().head)
+        gauge("tidegate_log_floor", "Newest offset removed by age.", lambda: self.engine.state().floor)
+        for name, source in (("latest", cache), ("token", verifier)):
+            counter(
+                "tidegate_cache_hits_total",
+                "Look-ups that hit.",
+                partial(getattr, source, "hits"),
+                cache=name,
+            )
+            counter(
+                "tidegate_cache_misses_total", "That missed.", partial(getattr, source, "misses"), cache=name
+            )
+            counter(
+                "tidegate_cache_evictions_total",
+                "Made room.",
+                partial(getattr, source, "evictions"),
+                cache=name,
+            )
+        gauge("tidegate_connections_open", "Connections.", lambda: server.open)
+        counter("tidegate_connections_accepted_total", "Connections accepted.", lambda: server.accepted)
+        counter("tidegate_connections_refused_total", "Connections over the cap.", lambda: server.refused)
+        counter("tidegate_parse_errors_total", "Requests that are no HTTP.", lambda: server.parse_errors)
+        counter("tidegate_log_lines_dropped_total", "Log lines dropped.", lambda: log.dropped)
+
+
+def _limiter(name: str, limit: int) -> Limiter | None:
+    return Limiter(Policy(name, limit)) if limit else None
+
+
+def _failure_limiter(limit: int) -> FailureLimiter | None:
+    # People who mistype a secret do so several times in a row: the whole limit is the burst.
+    return FailureLimiter(Limiter(Policy("logins", limit, burst=limit))) if limit else None
+
+
+async def _repeat(name: str, every: float, work: Callable[[], Awaitable[None]]) -> None:
+    """Do the work again and again; a failure is logged and does not end it."""
+    while True:
+        await asyncio.sleep(every)
+        try:
+            await work()
+        except StorageError as error:
+            _log.warning("upkeep failed", extra={"work": name, "error": str(error)})
+        except Exception:
+            _log.exception("upkeep broke", extra={"work": name})
+
+
+async def _end(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+
+
+def _listen(settings: Settings) -> list[socket.socket]:
+    """A listening socket for each address of the host."""
+    sockets = []
+    port = settings.port
+    found = socket.getaddrinfo(settings.host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    for family, kind, protocol, _, address in dict.fromkeys(found):
+        listening = socket.socket(family, kind, protocol)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        # All addresses of a name share the port that the first of them got.
+        listening.bind((address[0], port, *address[2:]))
+        port = listening.getsockname()[1]
+        sockets.append(listening)
+    return sockets
+
+
+def _url(listening: socket.socket) -> str:
+    host, port = listening.getsockname()[:2]
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _announce(settings: Settings, url: str) -> Path:
+    """Leave word for the command line where the gate listens."""
+    path = settings.data / admin.URL_FILE
+    path.write_text(url + "\n", "ascii")
+    return path
+
+
+def _welcome(settings: Settings, url: str) -> str:
+    """Where it listens and, where only this machine can listen in, how to try it."""
+    lines = [f"tidegate listens on {url}, its data is in {settings.data.resolve()}"]
+    host = url.removeprefix("http://").rpartition(":")[0].strip("[]")
+    if ip_address(host).is_loopback:
+        token = identity.mint(
+            settings,
+            "demo",
+            ["readings:write", "readings:read"],
+            ["demo.>"],
+            min(3600, settings.token_ttl_max),
+        )
+        lines += [
+            "",
+            "Try it (the token is for the devices demo.>, for an hour):",
+            "",
+            f"curl -H 'Authorization: Bearer {token}' -H 'Content-Type: application/json' \\",
+            f'     -d \'{{"metric": "temperature", "value": 21.5}}\' {url}/v1/devices/demo.kitchen/readings',
+            "",
+            f"curl -H 'Authorization: Bearer {token}' {url}/v1/devices/demo.kitchen/latest",
+        ]
+    return "\n".join(lines) + "\n"
