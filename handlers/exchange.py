@@ -40,7 +40,7 @@ class Media(IntEnum):
 class Headers(Protocol):
     """The headers of a request: names in any case, several values of one name allowed."""
 
-    def get(self, name: str, default: str = "", /) -> str:
+    def get(self, name: str, default: str, /) -> str:
         """The first value of this name."""
 
     def getall(self, name: str, default: list[str], /) -> list[str]:

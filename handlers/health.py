@@ -53,10 +53,10 @@ class Health:
     async def metrics(self, request: Request) -> Response:
         """`GET /metrics`: what is counted, for Prometheus."""
         if self._token:
-            given = request.head.headers.get("Authorization").partition(" ")[2]
+            given = request.head.headers.get("Authorization", "").partition(" ")[2]
             if not hmac.compare_digest(given.encode("utf-8", "replace"), self._token.encode()):
                 raise Problem("token_missing", "expected the token of /metrics", headers=(challenge(),))
-        accept = request.head.headers.get("Accept")
+        accept = request.head.headers.get("Accept", "")
         # It takes milliseconds and reads files of the kernel.
         body, content_type = await asyncio.to_thread(self._render, accept)
         return Response(200, body, content_type, _UNCACHED)

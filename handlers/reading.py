@@ -55,7 +55,7 @@ class Readings:
         position = f"{self._log.state().epoch}-{latest.offset}"
         etag = f'W/"{position}"'
         headers = (("ETag", etag), *_LATEST_HEADERS)
-        condition = request.head.headers.get("If-None-Match")
+        condition = request.head.headers.get("If-None-Match", "")
         if condition and _matches(condition, etag):
             return Response(304, headers=headers)
         shown = _latest_out(latest, position, stamp(request))

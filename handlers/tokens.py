@@ -209,7 +209,7 @@ def _form(body: bytes) -> dict[str, str]:
 
 
 def _credentials(request: Request, form: dict[str, str]) -> tuple[str, str]:
-    scheme, _, given = request.head.headers.get("Authorization").partition(" ")
+    scheme, _, given = request.head.headers.get("Authorization", "").partition(" ")
     if not scheme:
         if "client_id" not in form or "client_secret" not in form:
             raise OAuthError("invalid_client", "expected client_id and client_secret, or HTTP Basic", 401)

@@ -105,7 +105,7 @@ def _refusal(intake: Intake, *, strict: bool) -> Problem:
 
 
 def _idempotency(request: Request) -> Idempotency | None:
-    key = request.head.headers.get("Idempotency-Key")
+    key = request.head.headers.get("Idempotency-Key", "")
     if not key:
         return None
     found = _KEY.fullmatch(key)

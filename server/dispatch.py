@@ -83,8 +83,8 @@ class Cors:
 
     def preflight(self, headers: Headers, allowed: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
         """Headers of the answer to OPTIONS."""
-        origin = headers.get("Origin")
-        if not headers.get("Access-Control-Request-Method") or (
+        origin = headers.get("Origin", "")
+        if not headers.get("Access-Control-Request-Method", "") or (
             origin not in self._origins and "*" not in self._origins
         ):
             return ()
@@ -236,12 +236,12 @@ class Dispatch:
         return principal
 
     def _body(self, endpoint: Endpoint, headers: Headers) -> tuple[Media, int | None, str]:
-        given = headers.get("Content-Type")
+        given = headers.get("Content-Type", "")
         media = content_media(given) if given else endpoint.consumes[0]
         if media is None or media not in endpoint.consumes:
             names = media_names(endpoint.consumes)
             raise Problem("unsupported_media_type", f"expected {names}", headers=(("Accept", names),))
-        coding = headers.get("Content-Encoding").strip().lower()
+        coding = headers.get("Content-Encoding", "").strip().lower()
         if coding == "identity":
             coding = ""
         if coding and coding not in CODINGS:
@@ -251,8 +251,8 @@ class Dispatch:
                 f"expected the content coding {known}, or none",
                 headers=(("Accept-Encoding", known),),
             )
-        length = headers.get("Content-Length")
-        if headers.get("Transfer-Encoding"):
+        length = headers.get("Content-Length", "")
+        if headers.get("Transfer-Encoding", ""):
             return media, None, coding
         if not length:
             raise Problem("length_required", "expected Content-Length or a chunked body")
@@ -298,7 +298,7 @@ def _query(text: str) -> dict[str, list[str]]:
 
 
 def _expects(headers: Headers, version: tuple[int, int]) -> bool:
-    expectation = headers.get("Expect").strip().lower()
+    expectation = headers.get("Expect", "").strip().lower()
     if not expectation:
         return False
     if expectation != "100-continue":

@@ -123,7 +123,7 @@ class Lane:
         """The handler given to aiohttp's low-level server."""
         started = perf_counter()
         headers = cast("Headers", source.headers)
-        request_id = self._ids.choose(headers.get("X-Request-ID"))
+        request_id = self._ids.choose(headers.get("X-Request-ID", ""))
         principal, index = ANONYMOUS, NO_ROUTE
         try:
             admitted = await self._admit(source, headers)

@@ -95,8 +95,8 @@ class Metrics(Collector):
     """The figures of one process.
 
     `routes`: (method, template) of every route, in the order of its index; requests that belong to
-    none are counted under `unrouted`. Everything that labels a series is bound here or by `counter`
-    and `gauge` at start, so nothing that a client sends can make a new one.
+    none are counted under `unrouted`, the last index and so -1 too. Everything that labels a series is
+    bound here or by `counter` and `gauge` at start: nothing that a client sends can make a new one.
     """
 
     def __init__(self, routes: Sequence[tuple[str, str]]) -> None:

@@ -70,7 +70,7 @@ class GroupCommit:
         self._work = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
-        self._stuck = False
+        self.stuck = False
         self._closed = False
         self._loop = asyncio.get_running_loop()
         self.task = self._loop.create_task(self._run(), name="group-commit")
@@ -83,8 +83,8 @@ class GroupCommit:
         when a write with the same idempotency key is on its way.
         """
         figures = self.figures
-        if self._closed or self._stuck:
-            raise Unavailable("the database does not answer" if self._stuck else "the gate is closing")
+        if self._closed or self.stuck:
+            raise Unavailable("the database does not answer" if self.stuck else "the gate is closing")
         readings = figures.queued_readings + len(write.readings)
         size = figures.queued_bytes + write.size
         # What is alone in the queue is let in, however large.
@@ -142,7 +142,7 @@ class GroupCommit:
             self._let_go(writes)
             writes = []
             await asyncio.wait((append,))
-            self._stuck = False
+            self.stuck = False
         appended = append.result()
         batch = appended.batch
         self._observe(0 if batch is None else len(batch.readings), self._loop.time() - started)
@@ -153,7 +153,7 @@ class GroupCommit:
 
     def _let_go(self, writes: list[Write]) -> None:
         """The engine is stuck: nobody waits for it any longer, though what it has may be stored yet."""
-        self._stuck = True
+        self.stuck = True
         for write in writes:
             self._settle(
                 write, Timeout("the database did not answer in time; the write may be stored or not")
