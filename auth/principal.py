@@ -28,10 +28,15 @@ SCOPES = {
 
 
 class Principal(Struct, frozen=True):
-    """A verified token. `issued`, `expires`: seconds since 1970. `token_id`: its jti, may be ""."""
+    """A verified token. `issued`, `expires`: seconds since 1970. `token_id`: its jti, may be "".
+
+    `account`: what limits and idempotency keys are kept under, another one for each subject of each
+    issuer.
+    """
 
     subject: str
     issuer: str
+    account: str
     scopes: Scope
     grants: Grants
     token_id: str
@@ -39,4 +44,4 @@ class Principal(Struct, frozen=True):
     expires: float
 
 
-ANONYMOUS = Principal("", "", Scope.NONE, Grants(()), "", 0.0, 0.0)
+ANONYMOUS = Principal("", "", "", Scope.NONE, Grants(()), "", 0.0, 0.0)

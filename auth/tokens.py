@@ -185,7 +185,7 @@ class TokenVerifier:
             raise TokenError("token_invalid", "the audience is another one")
         if issuer == self._issuer and claims.exp - claims.iat > self._revocations.lifetime:
             raise TokenError("token_invalid", "the token lives longer than a revocation")
-        return _principal(claims, now), key
+        return _principal(claims, now, self._issuer), key
 
 
 class TokenIssuer:
@@ -281,7 +281,7 @@ def _open(token: str, key: Key) -> Claims:
         raise TokenError("token_invalid", "a claim is missing or of the wrong type") from error
 
 
-def _principal(claims: Claims, now: float) -> Principal:
+def _principal(claims: Claims, now: float, own: str) -> Principal:
     if not _is_name(claims.sub) or (claims.jti and not _is_name(claims.jti)):
         raise TokenError("token_invalid", f"sub and jti have at most {NAME_MAX} printable characters")
     if claims.iat > now + LEEWAY or (claims.nbf is not UNSET and claims.nbf > now + LEEWAY):
@@ -295,7 +295,9 @@ def _principal(claims: Claims, now: float) -> Principal:
     if claims.exp <= now:
         raise TokenError("token_expired", "the token has expired")
     scopes = reduce(or_, (SCOPES.get(name, Scope.NONE) for name in claims.scope.split(" ")))
-    return Principal(claims.sub, claims.iss, scopes, grants, claims.jti, claims.iat, claims.exp)
+    # No printable name has a line break: an outside account is never one of ours.
+    account = claims.sub if claims.iss == own else f"{claims.iss}\n{claims.sub}"
+    return Principal(claims.sub, claims.iss, account, scopes, grants, claims.jti, claims.iat, claims.exp)
 
 
 def _is_name(text: str) -> bool:

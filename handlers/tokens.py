@@ -10,6 +10,7 @@ from msgspec import UNSET
 
 from auth.clients import Credentials, InvalidClient
 from auth.keys import KeyRing
+from auth.principal import Principal
 from auth.rate_limit import FailureLimiter
 from auth.revocation import Revocations
 from auth.tokens import KeyUnknown, TokenError, TokenIssuer, TokenVerifier
@@ -118,10 +119,10 @@ class TokenHandlers:
         except OAuthError as error:
             return error.response()
         try:
-            principal = self._verifier.verify(form["token"])
-        except (TokenError, KeyUnknown):
+            principal = await self._verify(form["token"])
+        except TokenError:
             return Response(200, headers=_UNCACHED)
-        allowed = principal.subject == client.id or "admin" in client.scopes
+        allowed = principal.account == client.id or "admin" in client.scopes
         if allowed and principal.token_id:
             await self._revocations.revoke_token(principal.token_id, principal.expires, principal.issuer)
             self._audit(
@@ -180,6 +181,13 @@ class TokenHandlers:
         await self._revocations.remove_client(id)
         self._audit("client_removed", client=id, by=request.head.principal.subject, request_id=request.id)
         return Response(204)
+
+    async def _verify(self, token: str) -> Principal:
+        try:
+            return self._verifier.verify(token)
+        except KeyUnknown as unknown:
+            await self._verifier.fetch(unknown.issuer)
+            return self._verifier.verify(token)
 
     async def _login(self, request: Request, form: dict[str, str]) -> Client:
         """The client that the request comes from, by HTTP Basic or form fields."""

@@ -48,9 +48,8 @@ class Writing:
         self.rejected += intake.rejected
         if intake.rejected and (prefer.strict or not intake.readings):
             raise _refusal(intake, strict=prefer.strict)
-        subject = request.head.principal.subject
         if self._points is not None:
-            self._points.take(subject, len(intake.readings))
+            self._points.take(request.head.principal.account, len(intake.readings))
         idempotency = _idempotency(request)
         write = Write(
             intake.readings,
@@ -116,7 +115,7 @@ def _idempotency(request: Request) -> Idempotency | None:
     for part in (request.head.raw_path.encode(), bytes((request.head.content,)), strict, request.body):
         digest.update(len(part).to_bytes(8, "big"))
         digest.update(part)
-    return Idempotency(request.head.principal.subject, found[1] or found[2], digest.digest())
+    return Idempotency(request.head.principal.account, found[1] or found[2], digest.digest())
 
 
 def _applied(request: Request, *, promised: bool) -> tuple[tuple[str, str], ...]:

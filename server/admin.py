@@ -10,7 +10,7 @@ from msgspec import Struct, to_builtins
 
 from auth.clients import Credentials
 from auth.revocation import Revocations
-from server.identity import mint
+from server.identity import lifetime, mint
 from server.settings import Settings
 from storage.errors import StorageError, Unavailable
 from storage.sqlite.directory import DirectoryLocked
@@ -71,7 +71,10 @@ async def delete(settings: Settings, id: str) -> None:
     """Remove a client and end its tokens; NotFound or Refusal if there is none."""
     async with _engine(settings) as engine:
         if engine is not None:
-            revocations = Revocations(engine, lambda: None, issuer=settings.jwt_issuer)
+            revocations = Revocations(
+                engine, lambda: None, issuer=settings.jwt_issuer, lifetime=lifetime(settings)
+            )
+            await revocations.refresh()
             await revocations.remove_client(id)
             return
     await _call(settings, "DELETE", f"/v1/clients/{id}")

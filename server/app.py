@@ -2,23 +2,18 @@
 
 import asyncio
 import contextlib
-import gc
 import logging
-import signal
-import socket
 import time
-from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from email.utils import formatdate
 from functools import partial
-from ipaddress import ip_address
-from pathlib import Path
-from typing import TextIO
 
 import aiohttp
 
 from auth.clients import Credentials
 from auth.issuers import Issuer
+from auth.keys import KeyRing
 from auth.rate_limit import FailureLimiter, Limiter, Policy
 from auth.revocation import Revocations
 from auth.tokens import TokenVerifier
@@ -27,7 +22,7 @@ from handlers.health import Health
 from handlers.reading import Readings
 from handlers.tokens import TokenHandlers
 from handlers.writing import Writing
-from server import admin, identity, logs, routes
+from server import identity, logs, routes
 from server.dispatch import Cors, Dispatch, Endpoint
 from server.encoding import Encoder
 from server.lane import Lane
@@ -42,61 +37,17 @@ from storage.sqlite.engine import SqliteEngine
 
 _log = logging.getLogger("tidegate.app")
 
-BACKLOG = 4096
 # Seconds a transaction may take before its writers are told that its outcome is unknown.
 COMMIT_DEADLINE = 8.0
 # Seconds between two looks at what other processes may have revoked, and between two clean-ups.
 REVOCATIONS_EVERY = 2.0
 SWEEP_EVERY = 30.0
 ISSUERS_EVERY = 60.0
-# Seconds from SIGTERM to the end, whatever happens (promise 10).
-EXIT_WITHIN = 10
 
 
 def wall_clock() -> int:
     """Microseconds since 1970."""
     return time.time_ns() // 1000
-
-
-async def serve(settings: Settings, out: TextIO) -> None:
-    """Run the gate until SIGTERM or SIGINT; says on `out` where it listens and how to try it."""
-    loop = asyncio.get_running_loop()
-    stop = asyncio.Event()
-
-    def end() -> None:
-        # The loop may be stuck by then; the kernel is not.
-        signal.alarm(EXIT_WITHIN)
-        stop.set()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, end)
-    async with AsyncExitStack() as stack:
-        log = logs.setup(settings.log_level, settings.access_log)
-        stack.callback(log.close)
-        gate = await Gate.open(settings, stack, log, stop.set)
-        loop.add_signal_handler(signal.SIGHUP, gate.reload_keys)
-        sockets = _listen(settings)
-        servers = [await loop.create_server(gate.server, sock=sock, backlog=BACKLOG) for sock in sockets]
-        if settings.metrics_port:
-            servers.append(
-                await loop.create_server(
-                    gate.operations, settings.host, settings.metrics_port, backlog=BACKLOG
-                )
-            )
-        url = _url(sockets[0])
-        announced = _announce(settings, url)
-        stack.callback(announced.unlink, missing_ok=True)
-        out.write(_welcome(settings, url))
-        out.flush()
-        gc.collect()
-        gc.freeze()
-        await stop.wait()
-        _log.info("closing")
-        for server in servers:
-            server.close()
-        await gate.server.drain(settings.shutdown_timeout)
-        await gate.operations.drain(0.1)
-    signal.alarm(0)
 
 
 class Gate:
@@ -109,9 +60,12 @@ class Gate:
         session: aiohttp.ClientSession,
         log: logs.Logs,
         fail: Callable[[], None],
+        ring: KeyRing,
     ) -> None:
         self._settings = settings
         self._fail = fail
+        # Set it to have the key files read again.
+        self.reload = asyncio.Event()
         self.engine = engine
         self.cache = LatestCache(engine.latest, settings.cache_devices, settings.cache_ttl)
         self.commit = GroupCommit(
@@ -122,7 +76,6 @@ class Gate:
             size=settings.queue_bytes,
             deadline=COMMIT_DEADLINE,
         )
-        ring = identity.key_ring(settings)
         lifetime = identity.lifetime(settings)
         self.revocations = Revocations(
             engine, self._tokens_changed, issuer=settings.jwt_issuer, lifetime=lifetime
@@ -175,39 +128,53 @@ class Gate:
         self._bind_metrics(log)
 
     @classmethod
+    @asynccontextmanager
     async def open(
-        cls, settings: Settings, stack: AsyncExitStack, log: logs.Logs, fail: Callable[[], None]
-    ) -> "Gate":
-        """Build the parts; `stack` closes them in reverse. `fail` is called if one of them breaks."""
-        engine = await SqliteEngine.open(settings.data, wall_clock)
-        stack.push_async_callback(engine.close)
-        session = await stack.enter_async_context(aiohttp.ClientSession())
-        gate = cls(settings, engine, session, log, fail)
-        stack.push_async_callback(gate.verifier.close)
-        stack.push_async_callback(gate.cache.close)
-        stack.push_async_callback(gate.commit.close)
-        gate.commit.task.add_done_callback(gate._commit_ended)
-        await gate.revocations.refresh()
-        for name, every, work in (
-            ("second", 1.0, gate._tick),
-            ("revocations", REVOCATIONS_EVERY, gate.revocations.refresh),
-            ("issuers", ISSUERS_EVERY, gate.verifier.refresh),
-            ("sweep", SWEEP_EVERY, gate.sweep),
-        ):
-            task = asyncio.create_task(_repeat(name, every, work), name=name)
-            stack.push_async_callback(_end, task)
-        return gate
+        cls, settings: Settings, log: logs.Logs, fail: Callable[[], None]
+    ) -> AsyncIterator["Gate"]:
+        """Build the parts, and close them in reverse. `fail` is called if one of them breaks."""
+        async with AsyncExitStack() as stack:
+            engine = await SqliteEngine.open(settings.data, wall_clock)
+            stack.push_async_callback(engine.close)
+            session = await stack.enter_async_context(aiohttp.ClientSession())
+            ring = await asyncio.to_thread(identity.key_ring, settings)
+            gate = cls(settings, engine, session, log, fail, ring)
+            stack.push_async_callback(gate.verifier.close)
+            stack.push_async_callback(gate.cache.close)
+            stack.push_async_callback(gate.commit.close)
+            gate.commit.task.add_done_callback(gate._commit_ended)
+            await gate.revocations.refresh()
+            for name, every, work in (
+                ("second", 1.0, gate._tick),
+                ("revocations", REVOCATIONS_EVERY, gate.revocations.refresh),
+                ("issuers", ISSUERS_EVERY, gate.verifier.refresh),
+                ("sweep", SWEEP_EVERY, gate.sweep),
+            ):
+                task = asyncio.create_task(_repeat(name, every, work), name=name)
+                stack.push_async_callback(_end, task)
+            stack.push_async_callback(_end, asyncio.create_task(gate._reload_keys(), name="reload"))
+            stack.push_async_callback(gate.drain)
+            yield gate
 
-    def reload_keys(self) -> None:
-        """Read the key files again (SIGHUP); if they cannot be used, the old ones stay."""
-        try:
-            ring = identity.key_ring(self._settings)
-        except ValueError:
-            _log.exception("the keys were not reloaded")
-            return
-        self.verifier.replace_keys(ring)
-        self.tokens.replace_keys(identity.token_issuer(self._settings, ring, self.revocations.cutoff), ring)
-        _log.info("the keys were reloaded", extra={"kids": sorted(ring.keys)})
+    async def drain(self) -> None:
+        """Let what was accepted finish; the listening sockets are closed by then."""
+        await self.server.drain(self._settings.shutdown_timeout)
+        await self.operations.drain(0.1)
+
+    async def _reload_keys(self) -> None:
+        """Read the key files again whenever `reload` is set; if they cannot be used, the old ones stay."""
+        while True:
+            await self.reload.wait()
+            self.reload.clear()
+            try:
+                ring = await asyncio.to_thread(identity.key_ring, self._settings)
+            except ValueError:
+                _log.exception("the keys were not reloaded")
+                continue
+            self.verifier.replace_keys(ring)
+            signing = identity.token_issuer(self._settings, ring, self.revocations.cutoff)
+            self.tokens.replace_keys(signing, ring)
+            _log.info("the keys were reloaded", extra={"kids": sorted(ring.keys)})
 
     async def sweep(self) -> None:
         """Remove what is too old or was deleted."""
@@ -332,57 +299,3 @@ async def _end(task: asyncio.Task[None]) -> None:
     task.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await task
-
-
-def _listen(settings: Settings) -> list[socket.socket]:
-    """A listening socket for each address of the host."""
-    sockets = []
-    port = settings.port
-    found = socket.getaddrinfo(settings.host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    for family, kind, protocol, _, address in dict.fromkeys(found):
-        listening = socket.socket(family, kind, protocol)
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        # All addresses of a name share the port that the first of them got.
-        listening.bind((address[0], port, *address[2:]))
-        port = listening.getsockname()[1]
-        sockets.append(listening)
-    return sockets
-
-
-def _url(listening: socket.socket) -> str:
-    host, port = listening.getsockname()[:2]
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
-def _announce(settings: Settings, url: str) -> Path:
-    """Leave word for the command line where the gate listens."""
-    path = settings.data / admin.URL_FILE
-    path.write_text(url + "\n", "ascii")
-    return path
-
-
-def _welcome(settings: Settings, url: str) -> str:
-    """Where it listens and, where only this machine can listen in, how to try it."""
-    lines = [f"tidegate listens on {url}, its data is in {settings.data.resolve()}"]
-    host = url.removeprefix("http://").rpartition(":")[0].strip("[]")
-    if ip_address(host).is_loopback:
-        token = identity.mint(
-            settings,
-            "demo",
-            ["readings:write", "readings:read"],
-            ["demo.>"],
-            min(3600, settings.token_ttl_max),
-        )
-        lines += [
-            "",
-            "Try it (the token is for the devices demo.>, for an hour):",
-            "",
-            f"curl -H 'Authorization: Bearer {token}' -H 'Content-Type: application/json' \\",
-            f'     -d \'{{"metric": "temperature", "value": 21.5}}\' {url}/v1/devices/demo.kitchen/readings',
-            "",
-            f"curl -H 'Authorization: Bearer {token}' {url}/v1/devices/demo.kitchen/latest",
-        ]
-    return "\n".join(lines) + "\n"

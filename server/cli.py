@@ -15,7 +15,8 @@ from auth.clients import InvalidClient
 from auth.keys import ConfigurationError
 from auth.principal import SCOPES
 from handlers.times import InvalidTime, parse_duration
-from server import admin, app, replay, settings
+from server import admin, replay, serving, settings
+from server.app import wall_clock
 from server.identity import mint
 from server.replay_csv import ReplayError
 from storage.errors import StorageError
@@ -126,7 +127,7 @@ def _add_replay(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
 
 def _serve(_: argparse.Namespace) -> int:
     chosen = settings.load(os.environ)
-    uvloop.run(app.serve(chosen, sys.stdout))
+    uvloop.run(serving.serve(chosen, sys.stdout))
     return 0
 
 
@@ -180,7 +181,7 @@ def _migrate(_: argparse.Namespace) -> int:
 
 
 async def _migrated(chosen: settings.Settings) -> list[str]:
-    engine = await SqliteEngine.open(chosen.data, app.wall_clock)
+    engine = await SqliteEngine.open(chosen.data, wall_clock)
     await engine.close()
     return engine.migrated
 

@@ -193,8 +193,8 @@ class Dispatch:
         lines = self._cors.lines(origin)
         if principal is ANONYMOUS or not self._limiters:
             return lines
-        subject = principal.subject
-        states = state_field((limiter.policy, limiter.peek(subject)) for limiter in self._limiters)
+        account = principal.account
+        states = state_field((limiter.policy, limiter.peek(account)) for limiter in self._limiters)
         return f"{lines}RateLimit-Policy: {self._policies}\r\nRateLimit: {states}\r\n"
 
     # -- the links of the chain ----------------------------------------------------------------
@@ -232,7 +232,7 @@ class Dispatch:
                 headers=(challenge("insufficient_scope", "", name),),
             )
         if self._requests is not None and endpoint.cost:
-            self._requests.take(principal.subject, endpoint.cost)
+            self._requests.take(principal.account, endpoint.cost)
         return principal
 
     def _body(self, endpoint: Endpoint, headers: Headers) -> tuple[Media, int | None, str]:

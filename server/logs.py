@@ -52,8 +52,8 @@ _TELLING = (
     b"-----",
 )
 
-# time (seconds since 1970), request id, method, path, status, seconds, address, subject
-_Access = tuple[float, str, str, str, int, float, str, str]
+# time (seconds since 1970), request id, address, subject, method, path, status, bytes, seconds
+_Access = tuple[float, str, str, str, str, str, int, int, float]
 
 
 def audit(event: str, /, **fields: object) -> None:
@@ -176,12 +176,22 @@ class AccessLog:
         self._thread = threading.Thread(target=self._run, name="access-log", daemon=True)
         self._thread.start()
 
-    def __call__(
-        self, request_id: str, method: str, path: str, status: int, seconds: float, address: str, subject: str
+    def record(
+        self,
+        request_id: str,
+        address: str,
+        subject: str,
+        method: str,
+        path: str,
+        status: int,
+        size: int,
+        seconds: float,
     ) -> None:
-        """Log an answered request; `path` is without its query, which may hold a token."""
+        """Log an answered request: `path` without its query, which may hold a token; `size` in bytes."""
         if len(self._waiting) < ACCESS_LINES:
-            self._waiting.append((time.time(), request_id, method, path, status, seconds, address, subject))
+            self._waiting.append(
+                (time.time(), request_id, address, subject, method, path, status, size, seconds)
+            )
         else:
             self.dropped += 1
 
@@ -258,19 +268,20 @@ def _timestamp(seconds: float) -> str:
 
 
 def _access_line(access: _Access) -> bytes:
-    when, request_id, method, path, status, seconds, address, subject = access
+    when, request_id, address, subject, method, path, status, size, seconds = access
     line = {
         "ts": _timestamp(when),
         "level": "info",
         "logger": "tidegate.access",
         "message": "request",
         "request_id": request_id,
+        "address": address,
+        "subject": subject,
         "method": method,
         "path": path,
         "status": status,
+        "bytes": size,
         "seconds": round(seconds, 6),
-        "address": address,
-        "subject": subject,
     }
     return _dump(line) + b"\n"
 

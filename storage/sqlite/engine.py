@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import apsw
 import msgspec
+from msgspec import Struct
 
 from storage.log import LogPage, LogState, Range
 from storage.models import (
@@ -42,30 +43,22 @@ class SqliteEngine:
     Made by `open`; used on one event loop.
     """
 
-    def __init__(
-        self,
-        directory: DataDirectory,
-        writer: Writer,
-        readers: list[Reader],
-        heads: HeadFile,
-        now: Callable[[], int],
-        deadline: float,
-    ) -> None:
+    def __init__(self, parts: "_Parts", now: Callable[[], int], deadline: float) -> None:
+        writer = parts.writer
         self.migrated = writer.migrated
-        self._directory = directory
-        self._heads = heads
+        self._directory = parts.directory
+        self._heads = parts.heads
         self._now = now
         self._deadline = deadline
         self._state = writer.state
         self._writer = writer
-        self._writing = Threads([writer], WRITES_WAITING, "sqlite-writer")
-        self._reading = Threads(readers, READS_WAITING, "sqlite-reader")
+        self._writing = parts.writing
+        self._reading = parts.reading
 
     @classmethod
     async def open(cls, path: Path, now: Callable[[], int], deadline: float = 10.0) -> "SqliteEngine":
         """Take the data directory, migrate the database, settle the epoch."""
-        directory, heads, writer, readers = await asyncio.to_thread(_open, path)
-        return cls(directory, writer, readers, heads, now, deadline)
+        return cls(await asyncio.to_thread(_open, path, asyncio.get_running_loop()), now, deadline)
 
     async def close(self) -> None:
         """Finish what was submitted and let the data directory go."""
@@ -187,12 +180,25 @@ class SqliteEngine:
         return await self._writing.run(_on_connection, work, *args, deadline=self._deadline)
 
 
-def _open(path: Path) -> tuple[DataDirectory, HeadFile, Writer, list[Reader]]:
+class _Parts(Struct):
+    """What an engine is made of."""
+
+    directory: DataDirectory
+    heads: HeadFile
+    writer: Writer
+    writing: Threads[Writer]
+    reading: Threads[Reader]
+
+
+def _open(path: Path, loop: asyncio.AbstractEventLoop) -> _Parts:
     directory = DataDirectory(path)
     try:
         heads = HeadFile(path / "head")
         writer = Writer(directory.database, heads)
-        return directory, heads, writer, [Reader(directory.database) for _ in range(READERS)]
+        readers = [Reader(directory.database) for _ in range(READERS)]
+        writing = Threads([writer], WRITES_WAITING, "sqlite-writer", loop)
+        reading = Threads(readers, READS_WAITING, "sqlite-reader", loop)
+        return _Parts(directory, heads, writer, writing, reading)
     except BaseException:
         directory.release()
         raise

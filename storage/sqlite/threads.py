@@ -37,11 +37,12 @@ class _Job(Generic[C]):
 class Threads(Generic[C]):
     """Threads, each with a connection of its own, that share one queue of jobs.
 
-    A job is `work(connection, *args)`. At most `bound` jobs wait. Made and used on one event loop.
+    A job is `work(connection, *args)`. At most `bound` jobs wait. Used on the event loop `loop`, but not
+    made there: starting a thread blocks.
     """
 
-    def __init__(self, connections: list[C], bound: int, name: str) -> None:
-        self._loop = asyncio.get_running_loop()
+    def __init__(self, connections: list[C], bound: int, name: str, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
         self._bound = bound
         self._jobs: SimpleQueue[_Job[C] | None] = SimpleQueue()
         self._waiting = 0

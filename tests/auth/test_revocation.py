@@ -41,7 +41,7 @@ def worker(accounts: MemoryAccounts, clock: Clock) -> Worker:
 def holder(
     subject: str = "boiler", token_id: str = "one", issued: float = NOW, issuer: str = ISSUER
 ) -> Principal:
-    return Principal(subject, issuer, Scope.NONE, Grants(()), token_id, issued, issued + LIFETIME)
+    return Principal(subject, issuer, subject, Scope.NONE, Grants(()), token_id, issued, issued + LIFETIME)
 
 
 async def add(accounts: MemoryAccounts, id: str) -> None:

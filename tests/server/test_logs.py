@@ -241,7 +241,7 @@ async def test_the_event_loop_never_waits_for_a_pipe_that_nobody_reads() -> None
             LOGGER.info("line", extra={"number": number})
         assert handle.access is not None
         for number in range(logs.ACCESS_LINES * 2 + 500):
-            handle.access(f"{number}", "GET", "/livez", 200, 0.001, "127.0.0.1", "")
+            handle.access.record(f"{number}", "127.0.0.1", "", "GET", "/livez", 200, 2, 0.001)
         # The threads have taken at most one record and one batch of lines.
         assert handle.dropped >= 499 + 500
 
@@ -252,7 +252,7 @@ def test_a_reader_that_comes_late_gets_whole_lines_in_order() -> None:
         assert handle.access is not None
         for number in range(100):
             LOGGER.info("x" * 2000, extra={"number": number})
-            handle.access(f"{number}", "GET", "/" + "y" * 2000, 200, 0.001, "127.0.0.1", "")
+            handle.access.record(f"{number}", "127.0.0.1", "", "GET", "/" + "y" * 2000, 200, 2, 0.001)
         drain = threading.Thread(target=read_until_quiet, args=(reader, chunks))
         drain.start()
         handle.close()
@@ -281,7 +281,7 @@ def test_a_broken_pipe_is_counted_and_harms_nobody() -> None:
     handle = logs.setup("info", True, writer)
     LOGGER.info("lost")
     assert handle.access is not None
-    handle.access("r-1", "GET", "/livez", 200, 0.001, "127.0.0.1", "")
+    handle.access.record("r-1", "127.0.0.1", "", "GET", "/livez", 200, 2, 0.001)
     handle.close()
     os.close(writer)
     assert handle.dropped == 2
@@ -290,7 +290,7 @@ def test_a_broken_pipe_is_counted_and_harms_nobody() -> None:
 def test_the_access_log_has_a_line_per_request(start: Start) -> None:
     capture = start(access_log=True)
     assert capture.logs.access is not None
-    capture.logs.access("r-1", "GET", "/v1/devices/a/latest", 200, 0.00123456, "10.0.0.9", "demo")
+    capture.logs.access.record("r-1", "10.0.0.9", "demo", "GET", "/v1/devices/a", 200, 345, 0.00123456)
     (line,) = capture.lines()
     assert datetime.fromisoformat(line.pop("ts")).tzinfo is not None
     assert line == {
@@ -299,8 +299,9 @@ def test_the_access_log_has_a_line_per_request(start: Start) -> None:
         "message": "request",
         "request_id": "r-1",
         "method": "GET",
-        "path": "/v1/devices/a/latest",
+        "path": "/v1/devices/a",
         "status": 200,
+        "bytes": 345,
         "seconds": 0.001235,
         "address": "10.0.0.9",
         "subject": "demo",

@@ -1,0 +1,56 @@
+"""What all tests share: the event loop, the watch over it, a gate."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+
+import pytest
+import uvloop
+from blockbuster import BlockBuster, blockbuster_ctx
+
+from tests.running import Running, run_gate
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """The options of scripts/test."""
+    parser.addoption("--system", action="store_true", help="also what needs installed programs or root")
+    parser.addoption("--long", action="store_true", help="full counts of fault and load tests")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """The markers."""
+    config.addinivalue_line("markers", "system: needs installed programs or root")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Without --system the tests that need it are not collected: nothing is ever skipped."""
+    if config.getoption("--system"):
+        return
+    left_out = [item for item in items if item.get_closest_marker("system")]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in left_out]
+
+
+def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """The gate runs on uvloop, so do its tests."""
+    return {"uvloop": uvloop.new_event_loop}
+
+
+@pytest.fixture(autouse=True)
+def blockbuster() -> Iterator[BlockBuster]:
+    """Promise: nothing blocks the event loop. A call that would raises BlockingError."""
+    with blockbuster_ctx(["server", "handlers", "auth", "storage"]) as watch:
+        yield watch
+
+
+@pytest.fixture
+def long(request: pytest.FixtureRequest) -> bool:
+    """Whether full counts are wanted."""
+    return bool(request.config.getoption("--long"))
+
+
+@pytest.fixture
+async def gate(tmp_path: Path) -> AsyncIterator[Running]:
+    """A gate in this process with the default settings."""
+    async with run_gate(tmp_path / "data") as running:
+        yield running
