@@ -12,9 +12,10 @@ from typing import Any
 
 import aiohttp
 
+from auth.tokens import TokenIssuer
 from server import logs
 from server.app import Gate
-from server.identity import mint
+from server.identity import key_ring, token_issuer
 from server.serving import listening
 from server.settings import Settings, load
 
@@ -27,10 +28,13 @@ PATIENCE = 20.0
 class Caller:
     """Requests to a gate with a token that may do everything, unless told otherwise."""
 
-    def __init__(self, url: str, settings: Settings, session: aiohttp.ClientSession) -> None:
+    def __init__(
+        self, url: str, settings: Settings, session: aiohttp.ClientSession, issuer: TokenIssuer
+    ) -> None:
         self.url = url
         self.settings = settings
         self.session = session
+        self._issuer = issuer
         self.port = int(url.rpartition(":")[2])
         self._all = self.token()
 
@@ -42,7 +46,7 @@ class Caller:
         ttl: int = 600,
     ) -> str:
         """A token of the gate."""
-        return mint(self.settings, subject, scopes, devices, ttl)
+        return self._issuer.issue(subject, scopes, devices, ttl)[0]
 
     async def call(
         self,
@@ -99,9 +103,15 @@ class Running(Caller):
     """A gate in this process."""
 
     def __init__(
-        self, url: str, settings: Settings, session: aiohttp.ClientSession, gate: Gate, log: Path
+        self,
+        url: str,
+        settings: Settings,
+        session: aiohttp.ClientSession,
+        issuer: TokenIssuer,
+        gate: Gate,
+        log: Path,
     ) -> None:
-        super().__init__(url, settings, session)
+        super().__init__(url, settings, session, issuer)
         self.gate = gate
         self._log = log
 
@@ -125,13 +135,17 @@ async def run_gate(data: Path, **environment: str) -> AsyncIterator[Running]:
             listening(gate, settings) as url,
             aiohttp.ClientSession() as session,
         ):
-            yield Running(url, settings, session, gate, log_path)
+            yield Running(url, settings, session, await _issuer(settings), gate, log_path)
     finally:
         await asyncio.to_thread(log.close)
         os.close(log_file)
     assert not broken
     # What nobody foresaw is answered 500 and logged: a test that provokes it has found a bug.
     assert '"level":"error"' not in log_path.read_text(), log_path.read_text()
+
+
+async def _issuer(settings: Settings) -> TokenIssuer:
+    return await asyncio.to_thread(lambda: token_issuer(settings, key_ring(settings)))
 
 
 class GateProcess(Caller):
@@ -142,9 +156,10 @@ class GateProcess(Caller):
         url: str,
         settings: Settings,
         session: aiohttp.ClientSession,
+        issuer: TokenIssuer,
         process: asyncio.subprocess.Process,
     ) -> None:
-        super().__init__(url, settings, session)
+        super().__init__(url, settings, session, issuer)
         self.process = process
 
     def signal(self, number: signal.Signals) -> None:
@@ -179,7 +194,8 @@ async def run_process(data: Path, **environment: str) -> AsyncIterator[GateProce
         assert line.startswith("tidegate listens on "), line
         url = line.removeprefix("tidegate listens on ").partition(",")[0]
         async with aiohttp.ClientSession() as session:
-            yield GateProcess(url, load(variables), session, process)
+            settings = load(variables)
+            yield GateProcess(url, settings, session, await _issuer(settings), process)
     finally:
         if process.returncode is None:
             process.kill()
