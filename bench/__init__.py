@@ -1,0 +1,1 @@
+"""Measurements: one contract on every target, verified before it is measured. Speaks HTTP to processes."""
