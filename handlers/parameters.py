@@ -131,7 +131,7 @@ def device(request: Request) -> str:
 
 def readable_device(request: Request) -> str:
     """The device of the path if the token may see it; else it does not exist, for this token."""
-    name = device(request)
+    name = request.head.params["device"]
     if not request.head.principal.grants.allow(name):
         raise Problem("not_found", f"there is no device {name}")
     return name
@@ -142,7 +142,8 @@ _FORMATS = {"rfc3339": TimeFormat.RFC3339, "ms": TimeFormat.MS, "us": TimeFormat
 
 def stamp(request: Request) -> Stamp:
     """How this answer writes times."""
-    match choice(request.head.query, "time", _FORMATS, TimeFormat.RFC3339):
+    query = request.head.query
+    match choice(query, "time", _FORMATS, TimeFormat.RFC3339) if query else TimeFormat.RFC3339:
         case TimeFormat.MS:
             return to_ms
         case TimeFormat.US:

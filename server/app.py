@@ -25,7 +25,9 @@ from handlers.writing import Writing
 from server import identity, logs, routes
 from server.dispatch import Cors, Dispatch, Endpoint
 from server.encoding import Encoder
+from server.fast_lane import FastLane
 from server.lane import Lane
+from server.memo import HeadMemo
 from server.metrics import Metrics
 from server.protocol import GateServer
 from server.router import Router
@@ -42,6 +44,9 @@ COMMIT_DEADLINE = 8.0
 # Seconds between two looks at what other processes may have revoked, and between two clean-ups.
 REVOCATIONS_EVERY = 2.0
 SWEEP_EVERY = 30.0
+# Heads that are remembered, and how many bytes they may have together.
+MEMO_HEADS = 10_000
+MEMO_BYTES = 8 * 1024 * 1024
 ISSUERS_EVERY = 60.0
 
 
@@ -121,6 +126,7 @@ class Gate:
         table = routes.table(*parts)
         self.metrics = Metrics([(route.method, route.template) for route in table])
         self.encoder = Encoder()
+        self.memo = HeadMemo(MEMO_HEADS, MEMO_BYTES)
         self.encoder.tick(formatdate(usegmt=True))
         public = [r for r in table if r.template != routes.METRICS or not settings.metrics_port]
         self.server = self._server(Router(public), log)
@@ -229,12 +235,25 @@ class Gate:
             settings.max_body,
             settings.body_timeout,
         )
+        fast = FastLane(
+            dispatch,
+            self.verifier,
+            self._requests,
+            self.encoder,
+            self.metrics,
+            log.access,
+            wall_clock,
+            self.memo,
+            settings.body_timeout,
+        )
         return GateServer(
             lane,
+            fast if settings.fast_lane and not settings.trusted_proxies else None,
             self.encoder,
             self.metrics,
             max_connections=settings.max_connections,
             header_timeout=settings.header_timeout,
+            body_timeout=settings.body_timeout,
             keepalive_timeout=settings.keepalive_timeout,
         )
 
@@ -251,7 +270,7 @@ class Gate:
         gauge("tidegate_queue_bytes", "Bytes that wait for a commit.", lambda: commit.queued_bytes)
         gauge("tidegate_log_head", "Newest offset.", lambda: self.engine.state().head)
         gauge("tidegate_log_floor", "Newest offset removed by age.", lambda: self.engine.state().floor)
-        for name, source in (("latest", cache), ("token", verifier)):
+        for name, source in (("latest", cache), ("token", verifier), ("head", self.memo)):
             counter(
                 "tidegate_cache_hits_total",
                 "Look-ups that hit.",

@@ -28,6 +28,11 @@ INFLATE_INLINE = 64 * 1024
 NO_ROUTE = -1
 
 
+def ends_connection(status: int) -> bool:
+    """Whether an answer ends its connection: the rest of the body is not waited for."""
+    return status in (408, 413)
+
+
 class Wire:
     """An encoded answer in the shape that aiohttp's protocol asks of a response.
 
@@ -177,7 +182,7 @@ class Lane:
     def _encode(
         self, source: web.BaseRequest, response: Response, request_id: str, principal: Principal
     ) -> Wire:
-        ends = self.closing or response.status in (408, 413)
+        ends = self.closing or ends_connection(response.status)
         keep_alive = source.keep_alive and not ends
         streamed = response.chunks is not None
         modern = source.version.minor == 1
