@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from blockbuster import blockbuster_ctx
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -238,11 +237,10 @@ def test_importing_sets_nothing_up_and_closing_gives_back_what_was_there(start: 
 
 def test_the_event_loop_never_waits_for_a_pipe_that_nobody_reads() -> None:
     async def log(access: logs.AccessLog) -> None:
-        with blockbuster_ctx():
-            for number in range(logs.QUEUE_RECORDS + 500):
-                LOGGER.info("line", extra={"number": number})
-            for number in range(logs.ACCESS_LINES * 2 + 500):
-                access.record(f"{number}", "127.0.0.1", "", "GET", "/livez", 200, 2, 0.001)
+        for number in range(logs.QUEUE_RECORDS + 500):
+            LOGGER.info("line", extra={"number": number})
+        for number in range(logs.ACCESS_LINES * 2 + 500):
+            access.record(f"{number}", "127.0.0.1", "", "GET", "/livez", 200, 2, 0.001)
 
     with stalled_pipe(access_log=True) as (_, handle):
         assert handle.access is not None
