@@ -30,9 +30,9 @@ def _gzip(body: bytes, limit: int) -> bytes:
     """All members of a gzip file (RFC 1952 allows several)."""
     parts: list[bytes] = []
     for _ in range(FRAMES_MAX):
+        body = _inflate(zlib.decompressobj(wbits=31), body, limit, parts)
         if not body:
             return b"".join(parts)
-        body = _inflate(zlib.decompressobj(wbits=31), body, limit, parts)
     raise EOFError(_TOO_MANY)
 
 
@@ -68,8 +68,6 @@ def _zstd(body: bytes, limit: int) -> bytes:
     parts: list[bytes] = []
     size = 0
     for _ in range(FRAMES_MAX):
-        if not body:
-            return b"".join(parts)
         # A frame may say how much it holds: a bomb is told by its head.
         _check(size + (zstd.get_frame_info(body).decompressed_size or 0), limit)
         decoder = zstd.ZstdDecompressor(options=_ZSTD_OPTIONS)
@@ -82,6 +80,8 @@ def _zstd(body: bytes, limit: int) -> bytes:
             if not part and decoder.needs_input:
                 raise EOFError("it ends too early")
         body = decoder.unused_data
+        if not body:
+            return b"".join(parts)
     raise EOFError(_TOO_MANY)
 
 

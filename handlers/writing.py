@@ -14,7 +14,7 @@ from storage.log import Log
 from storage.models import Idempotency, Outcome, Write
 
 # draft-ietf-httpapi-idempotency-key-header: a structured field string; a bare token is taken too.
-_KEY = re.compile(r'"([\x20-\x7e]{1,255})"|([\x21-\x7e]{1,255})', re.ASCII)
+_KEY = re.compile(r'"([\x20-\x7e]{1,255})"|([\x21\x23-\x7e][\x21-\x7e]{0,254})', re.ASCII)
 
 # What a reading in the queue costs beside its bytes.
 _READING_SIZE = 200
