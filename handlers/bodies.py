@@ -37,11 +37,12 @@ def malformed(error: Exception) -> Problem:
 
 def verdict(message: str, content: object, base: str) -> Fault:
     """What msgspec says of an item, with its pointer. `content`: the item decoded as it is, if known."""
+    # Fields are unknown at the root only; their names may be anything, a place of msgspec's as well.
+    unknown = _UNKNOWN.fullmatch(message)
+    if unknown is not None:
+        return Fault(f"{base}/{escape(unknown[1])}", "invalid", message)
     placed = _PLACE.fullmatch(message)
     detail, path = (message, "") if placed is None else (placed[1], placed[2])
-    unknown = _UNKNOWN.fullmatch(detail)
-    if unknown is not None:
-        return Fault(f"{base}/{escape(unknown[1])}", "invalid", detail)
     if path == ".values[...]" and type(content) is dict:
         # msgspec does not tell the key.
         for key, value in content["values"].items():
@@ -52,5 +53,5 @@ def verdict(message: str, content: object, base: str) -> Fault:
 
 
 def escape(token: str) -> str:
-    """A token of a JSON pointer (RFC 6901)."""
-    return token.replace("~", "~0").replace("/", "~1")
+    """A token of a JSON pointer (RFC 6901); lone surrogates, which no answer can hold, become `?`."""
+    return token.encode("utf-8", "replace").decode().replace("~", "~0").replace("/", "~1")

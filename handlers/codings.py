@@ -12,6 +12,10 @@ else:
     from backports import zstd
 
 _CHUNK = 1 << 20
+# Members or frames of one body. Each costs a copy of all that follows it, however little it holds.
+FRAMES_MAX = 100
+_TOO_MANY = f"it has more than {FRAMES_MAX} parts"
+_ZSTD_OPTIONS: dict[int, int] = {zstd.DecompressionParameter.window_log_max: 23}
 
 
 def decode(coding: str, body: bytes, limit: int) -> bytes:
@@ -25,25 +29,28 @@ def decode(coding: str, body: bytes, limit: int) -> bytes:
 def _gzip(body: bytes, limit: int) -> bytes:
     """All members of a gzip file (RFC 1952 allows several)."""
     parts: list[bytes] = []
-    while body:
-        decoder = zlib.decompressobj(wbits=31)
-        _inflate(decoder, body, limit, parts)
-        body = decoder.unused_data
-    return b"".join(parts)
+    for _ in range(FRAMES_MAX):
+        body = _inflate(zlib.decompressobj(wbits=31), body, limit, parts)
+        if not body:
+            return b"".join(parts)
+    raise EOFError(_TOO_MANY)
 
 
 def _deflate(body: bytes, limit: int) -> bytes:
     """The zlib format, as RFC 9110 says, or raw deflate, as some clients send."""
     parts: list[bytes] = []
     try:
-        _inflate(zlib.decompressobj(), body, limit, parts)
+        rest = _inflate(zlib.decompressobj(), body, limit, parts)
     except zlib.error:
         parts = []
-        _inflate(zlib.decompressobj(wbits=-15), body, limit, parts)
+        rest = _inflate(zlib.decompressobj(wbits=-15), body, limit, parts)
+    if rest:
+        raise EOFError("it goes on after its end")
     return b"".join(parts)
 
 
-def _inflate(decoder: "zlib._Decompress", body: bytes, limit: int, parts: list[bytes]) -> None:
+def _inflate(decoder: "zlib._Decompress", body: bytes, limit: int, parts: list[bytes]) -> bytes:
+    """Decode one stream into `parts`; what follows it."""
     size = sum(map(len, parts))
     while not decoder.eof:
         part = decoder.decompress(body, _CHUNK)
@@ -53,13 +60,17 @@ def _inflate(decoder: "zlib._Decompress", body: bytes, limit: int, parts: list[b
         body = decoder.unconsumed_tail
         if not body and not part and not decoder.eof:
             raise EOFError("it ends too early")
+    return decoder.unused_data
 
 
 def _zstd(body: bytes, limit: int) -> bytes:
+    """All frames (RFC 8878), with the windows that RFC 9659 allows."""
     parts: list[bytes] = []
     size = 0
-    while body:
-        decoder = zstd.ZstdDecompressor()
+    for _ in range(FRAMES_MAX):
+        # A frame may say how much it holds: a bomb is told by its head.
+        _check(size + (zstd.get_frame_info(body).decompressed_size or 0), limit)
+        decoder = zstd.ZstdDecompressor(options=_ZSTD_OPTIONS)
         while not decoder.eof:
             part = decoder.decompress(body, _CHUNK)
             body = b""
@@ -69,7 +80,9 @@ def _zstd(body: bytes, limit: int) -> bytes:
             if not part and decoder.needs_input:
                 raise EOFError("it ends too early")
         body = decoder.unused_data
-    return b"".join(parts)
+        if not body:
+            return b"".join(parts)
+    raise EOFError(_TOO_MANY)
 
 
 def _check(size: int, limit: int) -> None:

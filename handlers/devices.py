@@ -82,7 +82,7 @@ def _check(content: DeviceIn) -> None:
         faults.append(Fault("/labels", "too_large", f"expected at most {LABELS_MAX} labels"))
     for key, value in content.labels.items():
         if not 0 < len(key) <= LABEL_MAX or len(value) > LABEL_MAX or not _is_text(key + value):
-            pointer = "/labels/" + escape(key[:LABEL_MAX])
+            pointer = "/labels/" + escape(key) if len(key) <= LABEL_MAX else "/labels"
             faults.append(Fault(pointer, "invalid", f"expected names and texts of at most {LABEL_MAX}"))
     if faults:
         raise Problem("invalid", "the description of the device is invalid", faults)

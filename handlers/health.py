@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 
 from handlers.exchange import Request, Response
 from handlers.problems import CATALOGUE, Problem, challenge
-from handlers.schemas import respond
+from handlers.schemas import Page, respond
 from storage.errors import StorageError
 
 # Seconds that a part may take to say how it is.
@@ -63,7 +63,7 @@ class Health:
 
     def problems(self, request: Request) -> Response:
         """`GET /problems`: the codes of all errors."""
-        return respond(request.head.accept, {"items": list(map(_entry, CATALOGUE))})
+        return respond(request.head.accept, Page(list(map(_entry, CATALOGUE)), None))
 
     def problem(self, request: Request) -> Response:
         """`GET /problems/{code}`: what the `type` of a problem leads to."""

@@ -5,7 +5,9 @@ tell which are bad and where.
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from operator import itemgetter
 from typing import Any
 
 import msgspec
@@ -31,15 +33,26 @@ class Intake:
     `forbidden`: how many of these for want of a grant.
     """
 
-    __slots__ = ("_from_values", "_items", "_single", "faults", "forbidden", "readings", "rejected")
+    __slots__ = (
+        "_fault_items",
+        "_from_values",
+        "_items",
+        "_single",
+        "faults",
+        "forbidden",
+        "readings",
+        "rejected",
+    )
 
     def __init__(self) -> None:
         self.readings: list[Draft] = []
         self.faults: list[Fault] = []
         self.rejected = 0
         self.forbidden = 0
-        # Per reading the number of the item that it stood in; which stood in its `values`.
+        # Per reading and per fault the number of the item that it stood in; which readings stood in
+        # its `values`.
         self._items: list[int] = []
+        self._fault_items: list[int] = []
         self._from_values: set[int] = set()
         self._single = False
 
@@ -54,17 +67,32 @@ class Intake:
         """Where an item stands in the body."""
         return "" if self._single else f"/{item}"
 
-    def reject(self, pointer: str, code: str, detail: str) -> None:
-        """Count a bad item."""
-        self.add_fault(Fault(pointer, code, detail))
+    def places(self) -> bytes:
+        """Which items of the body the readings stood in."""
+        return array("I", self._items).tobytes()
 
-    def add_fault(self, fault: Fault) -> None:
+    def reject(self, item: int, place: str, code: str, detail: str) -> None:
+        """Count a bad item; `place`: the pointer from the item on."""
+        self.add_fault(item, Fault(self.base(item) + place, code, detail))
+
+    def add_fault(self, item: int, fault: Fault) -> None:
         """Count a bad item."""
         self.rejected += 1
         if fault.code == "forbidden":
             self.forbidden += 1
         if len(self.faults) < FAULTS_MAX:
             self.faults.append(fault)
+            self._fault_items.append(item)
+
+    def with_conflicts(self, conflicts: Sequence[int], detail: str) -> list[Fault]:
+        """The first bad items in the order of the body, readings that are in conflict among them."""
+        placed = list(zip(self._fault_items, self.faults, strict=True))
+        placed += [
+            (self._items[reading], Fault(self.pointer(reading), "conflict", detail))
+            for reading in conflicts[:FAULTS_MAX]
+        ]
+        placed.sort(key=itemgetter(0))
+        return [fault for _, fault in placed[:FAULTS_MAX]]
 
     def is_single(self) -> None:
         """The body is one item, not an array."""
@@ -110,11 +138,17 @@ class _Form(Struct, frozen=True):
 
 
 def _lenient_json(body: bytes) -> Any:
-    """JSON as the standard library takes it: with NaN, Infinity and 1e999, which some encoders write.
+    """JSON as the standard library takes it: with NaN, Infinity, 1e999, endless integers and lone
+    surrogates, which some encoders write.
 
     So that only those values are refused, with a pointer, and not all that comes with them.
     """
-    return json.loads(body.decode("utf-8"))
+    return json.loads(body.decode("utf-8"), parse_int=_lenient_integer)
+
+
+def _lenient_integer(digits: str) -> int | float:
+    # Python refuses to read thousands of digits; no integer of the wire has them.
+    return int(digits) if len(digits) <= _DIGITS_MAX else float(digits)
 
 
 def _forms(item: type[Item]) -> dict[Media, _Form]:
@@ -148,17 +182,11 @@ class Ingest:
         for number, item in _items(self._device_item_forms[media], body, media, intake):
             device = item.device
             if device is UNSET:
-                intake.reject(intake.base(number), "invalid", "`device` is missing")
+                intake.reject(number, "", "invalid", "`device` is missing")
             elif not self._known_device(device):
-                intake.reject(
-                    f"{intake.base(number)}/device",
-                    "invalid",
-                    "expected a device id: 1 to 128 characters, tokens of A-Z a-z 0-9 _ - joined by dots",
-                )
+                intake.reject(number, "/device", "invalid", _DEVICE_EXPECTED)
             elif not grants.allow(device):
-                intake.reject(
-                    f"{intake.base(number)}/device", "forbidden", f"the token has no grant for {device}"
-                )
+                intake.reject(number, "/device", "forbidden", f"the token has no grant for {device}")
             else:
                 self._take(device, number, item, intake)
         return _checked(intake)
@@ -172,18 +200,18 @@ class Ingest:
             try:
                 ts = parse_time(item.ts)
             except InvalidTime as error:
-                intake.reject(f"{intake.base(number)}/ts", "invalid", str(error))
+                intake.reject(number, "/ts", "invalid", str(error))
                 return
         metric, value, values = item.metric, item.value, item.values
         if values is not UNSET:
             self._take_values(device, number, ts, item, values, intake)
         elif metric is UNSET or value is UNSET:
             missing = "metric" if metric is UNSET else "value"
-            intake.reject(intake.base(number), "invalid", f"`{missing}` is missing")
+            intake.reject(number, "", "invalid", f"`{missing}` is missing")
         elif not self._known_metric(metric):
-            intake.reject(f"{intake.base(number)}/metric", "invalid", _METRIC_EXPECTED)
+            intake.reject(number, "/metric", "invalid", _METRIC_EXPECTED)
         elif (fault := _fault_of(value)) is not None:
-            intake.reject(f"{intake.base(number)}/value", *fault)
+            intake.reject(number, "/value", *fault)
         else:
             intake.add(number, (device, metric, ts, value))
 
@@ -197,16 +225,15 @@ class Ingest:
         intake: Intake,
     ) -> None:
         if item.metric is not UNSET or item.value is not UNSET:
-            intake.reject(
-                intake.base(number), "invalid", "expected either `values` or `metric` and `value`, not both"
-            )
-        elif not values:
-            intake.reject(f"{intake.base(number)}/values", "invalid", "expected at least one metric")
-        for metric, value in values.items() if item.metric is UNSET and item.value is UNSET else ():
+            intake.reject(number, "", "invalid", "expected either `values` or `metric` and `value`, not both")
+            return
+        if not values:
+            intake.reject(number, "/values", "invalid", "expected at least one metric")
+        for metric, value in values.items():
             if not self._known_metric(metric):
-                intake.reject(f"{intake.base(number)}/values/{escape(metric)}", "invalid", _METRIC_EXPECTED)
+                intake.reject(number, f"/values/{escape(metric)}", "invalid", _METRIC_EXPECTED)
             elif (fault := _fault_of(value)) is not None:
-                intake.reject(f"{intake.base(number)}/values/{escape(metric)}", *fault)
+                intake.reject(number, f"/values/{escape(metric)}", *fault)
             else:
                 intake.add_from_values(number, (device, metric, ts, value))
 
@@ -220,7 +247,8 @@ def _items(form: _Form, body: bytes, media: Media, intake: Intake) -> Iterable[t
     except msgspec.ValidationError:
         return _apart(form, body, intake)
     except NOT_WELL_FORMED as error:
-        if media is Media.JSON and (b"NaN" in body or b"Infinity" in body):
+        # The standard library may take it; to blame is the value then, not the body.
+        if media is Media.JSON and type(error) is not RecursionError:
             return _apart(form, body, intake)
         raise malformed(error) from error
     if type(found) is list:
@@ -230,7 +258,10 @@ def _items(form: _Form, body: bytes, media: Media, intake: Intake) -> Iterable[t
     return ((0, found),)
 
 
+_DEVICE_EXPECTED = "expected a device id: 1 to 128 characters, tokens of A-Z a-z 0-9 _ - joined by dots"
 _METRIC_EXPECTED = "expected a metric: 1 to 64 characters of A-Z a-z 0-9 _ . : / % -"
+# A float of more digits is infinite.
+_DIGITS_MAX = 1000
 
 
 def _fault_of(value: Value) -> tuple[str, str] | None:
@@ -256,7 +287,7 @@ def _fault_of(value: Value) -> tuple[str, str] | None:
     return None
 
 
-def _apart(form: _Form, body: bytes, intake: Intake) -> list[tuple[int, Any]]:
+def _apart(form: _Form, body: bytes, intake: Intake) -> Iterator[tuple[int, Any]]:
     """The items of a body that does not fit as a whole."""
     try:
         content = form.anything(body)
@@ -271,29 +302,46 @@ def _apart(form: _Form, body: bytes, intake: Intake) -> list[tuple[int, Any]]:
         raise Problem(
             "invalid", "the body does not fit", [Fault("", "invalid", "expected an object or an array")]
         )
-    items = []
     for number, part in enumerate(content):
-        try:
-            items.append((number, msgspec.convert(part, form.kind)))
-        except msgspec.ValidationError as error:
-            intake.add_fault(verdict(str(error), part, intake.base(number)))
-    return items
+        yield from _fitting(form, part, number, intake)
 
 
-def _lines(form: _Form, body: bytes, intake: Intake) -> list[tuple[int, Any]]:
+def _fitting(form: _Form, part: object, number: int, intake: Intake) -> Iterator[tuple[int, Any]]:
+    """The item that `part` is, if it fits the schema."""
+    try:
+        item = msgspec.convert(part, form.kind)
+    except msgspec.ValidationError as error:
+        intake.add_fault(number, verdict(str(error), part, intake.base(number)))
+    except UnicodeEncodeError:
+        intake.reject(number, "", "invalid", "expected names without lone surrogates")
+    else:
+        yield number, item
+
+
+def _lines(form: _Form, body: bytes, intake: Intake) -> Iterator[tuple[int, Any]]:
     """The items of NDJSON: a bad line spoils only itself, empty lines are passed over."""
-    items = []
+    found = 0
     for number, line in enumerate(body.split(b"\n")):
         if not line or line.isspace():
             continue
+        found += 1
+        _limit(found)
         try:
-            items.append((number, form.whole(line)))
-        except msgspec.ValidationError as error:
-            intake.add_fault(verdict(str(error), None, f"/{number}"))
-        except NOT_WELL_FORMED as error:
-            intake.reject(f"/{number}", "invalid", f"the line is not JSON: {error}")
-        _limit(len(items))
-    return items
+            item = form.whole(line)
+        except NOT_WELL_FORMED:
+            yield from _line_apart(form, line, number, intake)
+        else:
+            yield number, item
+
+
+def _line_apart(form: _Form, line: bytes, number: int, intake: Intake) -> Iterator[tuple[int, Any]]:
+    """The item of a line that does not fit as it is."""
+    try:
+        part = form.anything(line)
+    except NOT_WELL_FORMED as error:
+        intake.reject(number, "", "invalid", f"the line is not JSON: {malformed(error).detail}")
+    else:
+        yield from _fitting(form, part, number, intake)
 
 
 def _checked(intake: Intake) -> Intake:

@@ -33,28 +33,18 @@ def media_names(media: tuple[Media, ...]) -> str:
 
 
 def accepted(header: str, offers: tuple[Media, ...]) -> Media | None:
-    """The offer that the client likes best, None if it accepts none.
+    """The offer that the client likes best, None if it accepts none (RFC 9110 section 12.5.1).
 
-    The first offer is the default: it wins wherever a wildcard takes it in, so that browsers, who
-    list HTML and then everything, get it too.
+    For each offer the most specific range that takes it in counts. Of those liked equally well the
+    one that is named, or named first, wins; then the first offer, so that browsers, who list HTML and
+    then everything, get the default.
     """
-    if not header or header == "*/*":
+    ranges = [part for part in header.split(",") if part.strip()]
+    if not ranges or header == "*/*":
         return offers[0]
-    best: tuple[float, int, int] | None = None
-    chosen = None
-    for order, part in enumerate(header.split(",")):
-        name, _, parameters = part.partition(";")
-        quality = _quality(parameters)
-        if quality == 0:
-            continue
-        found = _offer(name.strip().lower(), offers)
-        if found is None:
-            continue
-        media, specific = found
-        rank = (quality, specific, -order)
-        if best is None or rank > best:
-            best, chosen = rank, media
-    return chosen
+    found = [_verdict(offer, ranges) for offer in offers]
+    best = max(found)
+    return offers[found.index(best)] if best[0] > 0 else None
 
 
 def content_media(header: str) -> Media | None:
@@ -89,15 +79,25 @@ def _quality(parameters: str) -> float:
     return 1.0
 
 
-def _offer(name: str, offers: tuple[Media, ...]) -> tuple[Media, int] | None:
-    """The offer that a media range takes in, and how specific the range is."""
+def _verdict(offer: Media, ranges: list[str]) -> tuple[float, int, int]:
+    """How well an offer is liked: quality, how specific the range is, and minus its place."""
+    closest = (0.0, -1, 0)
+    for order, part in enumerate(ranges):
+        name, _, parameters = part.partition(";")
+        specific = _specific(name.strip().lower(), offer)
+        if specific > closest[1]:
+            closest = (_quality(parameters), specific, -order)
+    return closest if closest[1] == _NAMED else (closest[0], closest[1], 0)
+
+
+# How specific a media range is.
+_NAMED = 2
+
+
+def _specific(name: str, offer: Media) -> int:
+    """How specific a media range is that takes in this offer, -1 if it does not."""
     if name == "*/*":
-        return offers[0], 0
-    kind, _, sub = name.partition("/")
-    if sub == "*":
-        for offer in offers:
-            if _NAMES[offer].startswith(kind + "/"):
-                return offer, 1
-        return None
-    media = MEDIA_TYPES.get(name)
-    return (media, 2) if media is not None and media in offers else None
+        return 0
+    if name.endswith("/*"):
+        return 1 if _NAMES[offer].startswith(name[:-1]) else -1
+    return _NAMED if MEDIA_TYPES.get(name) is offer else -1

@@ -1,7 +1,7 @@
 """Keyset pages: a list, and an opaque cursor to the place where it goes on."""
 
 import base64
-import binascii
+import re
 from collections.abc import Sequence
 from typing import TypeVar
 
@@ -11,6 +11,8 @@ from handlers.exchange import Request, Response
 from handlers.parameters import Query, invalid, one
 from handlers.schemas import Page, respond
 
+_CURSOR = re.compile(r"[A-Za-z0-9_-]+", re.ASCII)
+
 T = TypeVar("T")
 
 
@@ -19,10 +21,13 @@ def cursor(query: Query, kind: type[T]) -> T | None:
     text = one(query, "cursor")
     if text is None:
         return None
+    refusal = invalid("cursor", "expected a cursor that this list gave out")
+    if _CURSOR.fullmatch(text) is None:
+        raise refusal
     try:
         return msgspec.msgpack.decode(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)), type=kind)
-    except (binascii.Error, msgspec.DecodeError, ValueError) as error:
-        raise invalid("cursor", "expected a cursor that this list gave out") from error
+    except (msgspec.DecodeError, ValueError) as error:
+        raise refusal from error
 
 
 def page(request: Request, items: Sequence[object], last: object) -> Response:

@@ -32,7 +32,6 @@ CATALOGUE = {
     for entry in (
         Entry("malformed", 400, "The request is malformed"),
         Entry("invalid_parameter", 400, "A query parameter is invalid"),
-        Entry("invalid_request", 400, "The OAuth request is invalid"),
         Entry("token_missing", 401, "A bearer token is needed"),
         Entry("token_malformed", 401, "The bearer token is malformed"),
         Entry("token_invalid", 401, "The bearer token is not valid here"),

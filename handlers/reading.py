@@ -1,6 +1,9 @@
 """Reading readings: newest values, ranges, buckets and the log."""
 
 from collections.abc import AsyncIterator
+from typing import Annotated
+
+import msgspec
 
 from handlers import parameters
 from handlers.exchange import Answer, Media, Request, Response
@@ -17,6 +20,9 @@ from storage.models import FUNCTIONS, TS_END, Bucket, Latest, Reading, Verdict
 
 # Rows of one page of an export: read, encoded and sent before the next is read.
 EXPORT_ROWS = 1_000
+
+# What a cursor may say of a time or an offset: the database counts no further.
+_Place = Annotated[int, msgspec.Meta(ge=0, lt=2**62)]
 
 _ORDERS = {"asc": False, "desc": True}
 _REASONS = {
@@ -55,7 +61,7 @@ class Readings:
         position = f"{self._log.state().epoch}-{latest.offset}"
         etag = f'W/"{position}"'
         headers = (("ETag", etag), *_LATEST_HEADERS)
-        condition = request.head.headers.get("If-None-Match", "")
+        condition = ", ".join(request.head.headers.getall("If-None-Match", []))
         if condition and _matches(condition, etag):
             return Response(304, headers=headers)
         shown = _latest_out(latest, position, stamp(request))
@@ -98,7 +104,7 @@ class Readings:
                 lambda r: _range_item(r, style),
             )
         limit = parameters.limit(query)
-        after = cursor(query, tuple[int, int])
+        after = cursor(query, tuple[_Place, _Place])
         found = await self._log.range(span, after, self._log.state().head, limit + 1)
         items = [_range_item(reading, style) for reading in found[:limit]]
         last = (found[limit - 1].ts, found[limit - 1].offset) if len(found) > limit else None
@@ -127,7 +133,7 @@ class Readings:
             pages = self._bucket_pages(span, every, functions)
             return export(request.head.accept, pages, ("ts", "metric", *functions), shown)
         limit = parameters.limit(query)
-        after = cursor(query, tuple[int, str])
+        after = cursor(query, tuple[_Place, str])
         found = await self._log.buckets(span, every, functions, after, limit + 1)
         last = (found[limit - 1].ts, found[limit - 1].metric) if len(found) > limit else None
         return page(request, [shown(bucket) for bucket in found[:limit]], last)

@@ -7,7 +7,10 @@ from enum import IntEnum
 
 from storage.models import TS_END
 
-_RFC3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(?:\.\d+)?(?:[Zz]|[+-]\d\d:\d\d)", re.ASCII)
+_HOUR = r"(?:[01]\d|2[0-3])"
+_RFC3339 = re.compile(
+    rf"\d{{4}}-\d\d-\d\d[Tt ]{_HOUR}:[0-5]\d:[0-5]\d(?:\.\d+)?(?:[Zz]|[+-]{_HOUR}:[0-5]\d)", re.ASCII
+)
 _DURATION = re.compile(r"([1-9][0-9]{0,9})(ms|s|m|h|d|w)", re.ASCII)
 _UNITS = {
     "ms": 1_000,

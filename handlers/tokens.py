@@ -90,7 +90,9 @@ class TokenHandlers:
         try:
             form = _form(request.body)
             client = await self._login(request, form)
-            if form.get("grant_type") != "client_credentials":
+            if "grant_type" not in form:
+                raise OAuthError("invalid_request", "expected the field grant_type")
+            if form["grant_type"] != "client_credentials":
                 raise OAuthError("unsupported_grant_type", "expected grant_type=client_credentials")
             scopes = _scopes(form.get("scope"), client)
         except OAuthError as error:
@@ -114,7 +116,7 @@ class TokenHandlers:
         try:
             form = _form(request.body)
             client = await self._login(request, form)
-            if not form.get("token"):
+            if "token" not in form:
                 raise OAuthError("invalid_request", "expected the field token")
         except OAuthError as error:
             return error.response()
@@ -210,10 +212,10 @@ def _form(body: bytes) -> dict[str, str]:
         )
     except ValueError as error:
         raise OAuthError("invalid_request", "expected a form in UTF-8") from error
-    form = dict(pairs)
-    if len(form) != len(pairs):
+    if len(dict(pairs)) != len(pairs):
         raise OAuthError("invalid_request", "a field is repeated")
-    return form
+    # RFC 6749 section 3.2: a field without a value counts as none.
+    return {name: value for name, value in pairs if value}
 
 
 def _credentials(request: Request, form: dict[str, str]) -> tuple[str, str]:
@@ -249,9 +251,12 @@ def _seconds(ttl: int | str) -> int:
     if isinstance(ttl, int):
         return ttl
     try:
-        return parse_duration(ttl) // 1_000_000
+        seconds = parse_duration(ttl) // 1_000_000
     except InvalidTime as error:
         raise InvalidClient("/ttl", str(error)) from error
+    if not seconds:
+        raise InvalidClient("/ttl", "expected at least one second")
+    return seconds
 
 
 def _shown(client: Client, style: Stamp, secret: str | None = None) -> ClientOut:

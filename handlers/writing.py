@@ -7,14 +7,14 @@ from auth.rate_limit import Limiter
 from handlers.exchange import Answer, Deferred, Request, Response
 from handlers.ingest import Ingest, Intake
 from handlers.parameters import device as device_of
-from handlers.problems import FAULTS_MAX, Fault, Problem
+from handlers.problems import Problem
 from handlers.schemas import Promised, Written, respond
 from storage.commit import GroupCommit
 from storage.log import Log
 from storage.models import Idempotency, Outcome, Write
 
 # draft-ietf-httpapi-idempotency-key-header: a structured field string; a bare token is taken too.
-_KEY = re.compile(r'"([\x20-\x7e]{1,255})"|([\x21-\x7e]{1,255})', re.ASCII)
+_KEY = re.compile(r'"([\x20-\x7e]{1,255})"|([\x21\x23-\x7e][\x21-\x7e]{0,254})', re.ASCII)
 
 # What a reading in the queue costs beside its bytes.
 _READING_SIZE = 200
@@ -47,10 +47,10 @@ class Writing:
         prefer = request.head.prefer
         self.rejected += intake.rejected
         if intake.rejected and (prefer.strict or not intake.readings):
-            raise _refusal(intake, strict=prefer.strict)
+            raise _refusal(request, intake)
         if self._points is not None:
             self._points.take(request.head.principal.account, len(intake.readings))
-        idempotency = _idempotency(request)
+        idempotency = _idempotency(request, intake)
         write = Write(
             intake.readings,
             request.received,
@@ -78,12 +78,10 @@ class Writing:
         rejected, faults = intake.rejected, intake.faults
         if outcome.conflicts:
             rejected += len(outcome.conflicts)
-            faults = faults + [
-                Fault(intake.pointer(reading), "conflict", _CONFLICT)
-                for reading in outcome.conflicts[: FAULTS_MAX - len(faults)]
-            ]
+            faults = intake.with_conflicts(outcome.conflicts, _CONFLICT)
             if request.head.prefer.strict:
-                raise Problem("conflict", "nothing was stored: " + _CONFLICT, faults)
+                applied = _applied(request, promised=False)
+                raise Problem("conflict", "nothing was stored: " + _CONFLICT, faults, applied)
             if not outcome.accepted and not outcome.duplicates:
                 raise Problem("invalid", "no item was stored", faults)
         state = self._log.state()
@@ -96,26 +94,33 @@ class Writing:
 _CONFLICT = "another value is stored for this device, metric and ts"
 
 
-def _refusal(intake: Intake, *, strict: bool) -> Problem:
+def _refusal(request: Request, intake: Intake) -> Problem:
+    strict = request.head.prefer.strict
+    applied = _applied(request, promised=False) if strict else ()
     if intake.forbidden == intake.rejected and not intake.readings:
-        return Problem("forbidden", "the token has no grant for these devices", intake.faults)
+        return Problem("forbidden", "the token has no grant for these devices", intake.faults, applied)
     detail = f"{intake.rejected} bad of {intake.rejected + len(intake.readings)} items; nothing was stored"
-    return Problem("invalid", detail + (", as handling=strict asks" if strict else ""), intake.faults)
+    return Problem(
+        "invalid", detail + (", as handling=strict asks" if strict else ""), intake.faults, applied
+    )
 
 
-def _idempotency(request: Request) -> Idempotency | None:
-    key = request.head.headers.get("Idempotency-Key", "")
-    if not key:
+def _idempotency(request: Request, intake: Intake) -> Idempotency | None:
+    keys = request.head.headers.getall("Idempotency-Key", [])
+    if not keys:
         return None
-    found = _KEY.fullmatch(key)
-    if found is None:
-        raise Problem("malformed", "Idempotency-Key: expected 1 to 255 printable characters")
+    found = _KEY.fullmatch(keys[0])
+    if found is None or len(keys) > 1:
+        raise Problem("malformed", "Idempotency-Key: expected 1 to 255 printable characters, once")
+    head = request.head
     digest = hashlib.blake2b(digest_size=16)
-    strict = b"strict" if request.head.prefer.strict else b""
-    for part in (request.head.raw_path.encode(), bytes((request.head.content,)), strict, request.body):
+    strict = b"strict" if head.prefer.strict else b""
+    # With other grants the same body is another write: its answer would speak of other items.
+    places = intake.places() if intake.forbidden else b""
+    for part in (head.raw_path.encode(), bytes((head.content,)), strict, places, request.body):
         digest.update(len(part).to_bytes(8, "big"))
         digest.update(part)
-    return Idempotency(request.head.principal.account, found[1] or found[2], digest.digest())
+    return Idempotency(head.principal.account, found[1] or found[2], digest.digest())
 
 
 def _applied(request: Request, *, promised: bool) -> tuple[tuple[str, str], ...]:

@@ -4,66 +4,68 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
+from urllib.parse import quote
 
 import aiohttp
-from msgspec import Struct, to_builtins
 
 from auth.clients import Credentials
 from auth.revocation import Revocations
+from handlers.times import rfc3339
 from server.identity import lifetime, mint
 from server.settings import Settings
 from storage.errors import StorageError, Unavailable
+from storage.models import Client
 from storage.sqlite.directory import DirectoryLocked
 from storage.sqlite.engine import SqliteEngine
 
 # Seconds that the running gate may take to answer.
 ANSWER_TIMEOUT = 15.0
 TOKEN_SECONDS = 60
+PAGE = 1000
 URL_FILE = "url"
+
+# A client as API.md shows it.
+Shown = dict[str, Any]
 
 
 class Refusal(StorageError):
     """The running gate refused; the message is its own."""
 
 
-class NewClient(Struct):
-    """A client that was made, with its secret."""
-
-    id: str
-    secret: str
-    scopes: Sequence[str]
-    devices: Sequence[str]
-
-
 async def create(
     settings: Settings, id: str | None, scopes: Sequence[str], devices: Sequence[str], ttl: int
-) -> NewClient:
-    """Make a client. InvalidClient or Refusal if it cannot be like this, Conflict if the id is taken."""
+) -> Shown:
+    """Make a client; it is shown with its secret.
+
+    InvalidClient or Refusal if it cannot be like this, Conflict if the id is taken.
+    """
     async with _engine(settings) as engine:
         if engine is not None:
-            client, secret = await Credentials(engine, lifetime=settings.token_ttl_max).create(
-                scopes, devices, id, ttl
-            )
-            return NewClient(client.id, secret, client.scopes, client.devices)
+            credentials = Credentials(engine, lifetime=settings.token_ttl_max)
+            client, secret = await credentials.create(scopes, devices, id, ttl)
+            return {**_shown(client), "secret": secret}
     content: dict[str, Any] = {"scopes": scopes, "devices": devices, "ttl": ttl}
-    answer = await _call(settings, "POST", "/v1/clients", content if id is None else {**content, "id": id})
-    return NewClient(answer["id"], answer["secret"], answer["scopes"], answer["devices"])
+    if id is not None:
+        content["id"] = id
+    made: Shown = await _call(settings, "POST", "/v1/clients", content)
+    return made
 
 
-async def listing(settings: Settings) -> list[dict[str, Any]]:
-    """All clients, without their secrets."""
+async def listing(settings: Settings) -> list[Shown]:
+    """All clients."""
+    clients: list[Shown] = []
     async with _engine(settings) as engine:
         if engine is not None:
-            found = await engine.clients("", 1_000_000)
-            return [to_builtins(client) | {"secret_hash": None} for client in found]
-    clients: list[dict[str, Any]] = []
-    cursor: str | None = ""
-    while cursor is not None:
-        answer = await _call(
-            settings, "GET", f"/v1/clients?limit=1000&cursor={cursor}" if cursor else "/v1/clients?limit=1000"
-        )
-        clients += answer["items"]
-        cursor = answer["next"]
+            last = ""
+            while found := await engine.clients(last, PAGE):
+                clients += map(_shown, found)
+                last = found[-1].id
+            return clients
+    path: str | None = f"/v1/clients?limit={PAGE}"
+    while path is not None:
+        page = await _call(settings, "GET", path)
+        clients += page["items"]
+        path = page["next"] and f"/v1/clients?limit={PAGE}&cursor={quote(page['next'], safe='')}"
     return clients
 
 
@@ -77,7 +79,7 @@ async def delete(settings: Settings, id: str) -> None:
             await revocations.refresh()
             await revocations.remove_client(id)
             return
-    await _call(settings, "DELETE", f"/v1/clients/{id}")
+    await _call(settings, "DELETE", f"/v1/clients/{quote(id, safe='')}")
 
 
 def url(settings: Settings) -> str:
@@ -85,8 +87,18 @@ def url(settings: Settings) -> str:
     try:
         return (settings.data / URL_FILE).read_text("ascii").strip()
     except OSError:
-        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(settings.host, settings.host)  # noqa: S104
-        return f"http://{host}:{settings.port}"
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)  # noqa: S104
+        return f"http://[{host}]:{settings.port}" if ":" in host else f"http://{host}:{settings.port}"
+
+
+def _shown(client: Client) -> Shown:
+    return {
+        "id": client.id,
+        "scopes": list(client.scopes),
+        "devices": list(client.devices),
+        "ttl": client.ttl,
+        "created_at": rfc3339(client.created_at),
+    }
 
 
 @asynccontextmanager
@@ -104,21 +116,21 @@ async def _engine(settings: Settings) -> AsyncIterator[SqliteEngine | None]:
 
 
 async def _call(settings: Settings, method: str, path: str, content: object = None) -> Any:
+    """Ask the running gate. Refusal with its reason; Unavailable if it does not answer like a gate."""
+    gate = url(settings)
     token = mint(settings, "tidegate-cli", ["admin"], [], TOKEN_SECONDS)
+    headers = {"Authorization": f"Bearer {token}"}
     timeout = aiohttp.ClientTimeout(total=ANSWER_TIMEOUT)
     try:
         async with (
-            aiohttp.ClientSession(url(settings), timeout=timeout) as session,
-            session.request(
-                method, path, json=content, headers={"Authorization": f"Bearer {token}"}
-            ) as response,
+            aiohttp.ClientSession(gate, timeout=timeout, headers=headers) as session,
+            session.request(method, path, json=content) as response,
         ):
             answer = await response.json(content_type=None) if response.status != 204 else {}
-    except (aiohttp.ClientError, TimeoutError) as error:
-        raise Unavailable(
-            f"the gate at {url(settings)} holds the data directory but does not answer"
-        ) from error
+    except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+        message = f"a gate holds the data directory, but at {gate} none answers"
+        raise Unavailable(message) from error
     if response.status >= 400:
-        faults = "".join(f"; {f['pointer']}: {f['detail']}" for f in answer.get("errors", ()))
+        faults = "".join(f"; {fault['pointer']}: {fault['detail']}" for fault in answer.get("errors", ()))
         raise Refusal(f"{answer.get('detail', response.reason)}{faults}")
     return answer

@@ -232,7 +232,7 @@ class Gate:
             log.access,
             wall_clock,
             settings.trusted_proxies,
-            settings.max_body,
+            settings.queue_bytes,
             settings.body_timeout,
         )
         fast = FastLane(
@@ -286,6 +286,7 @@ class Gate:
                 partial(getattr, source, "evictions"),
                 cache=name,
             )
+        gauge("tidegate_bodies_bytes", "Bytes of bodies that are arriving.", lambda: server.lane.held)
         gauge("tidegate_connections_open", "Connections.", lambda: server.open)
         counter("tidegate_connections_accepted_total", "Connections accepted.", lambda: server.accepted)
         counter("tidegate_connections_refused_total", "Connections over the cap.", lambda: server.refused)

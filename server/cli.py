@@ -3,12 +3,9 @@
 import argparse
 import asyncio
 import json
-import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-import msgspec
 import uvloop
 
 from auth.clients import InvalidClient
@@ -19,6 +16,7 @@ from server import admin, replay, serving, settings
 from server.app import wall_clock
 from server.identity import mint
 from server.replay_csv import ReplayError
+from server.serving import GateBroke
 from storage.errors import StorageError
 from storage.patterns import InvalidPattern, parse_pattern
 from storage.sqlite.engine import SqliteEngine
@@ -40,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (settings.SettingsError, ConfigurationError, InvalidPattern, InvalidTime, InvalidClient) as error:
         print(f"tidegate: {error}", file=sys.stderr)
         return 2
-    except (StorageError, OSError) as error:
+    except (StorageError, GateBroke, OSError) as error:
         print(f"tidegate: {error}", file=sys.stderr)
         return 1
     return code
@@ -110,7 +108,7 @@ def _add_replay(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         description="Write a CSV of measurements to a running gate. Interrupted, it continues where it was; "
         "sent twice, nothing is doubled.",
     )
-    parser.add_argument("file", type=Path, metavar="FILE.csv")
+    parser.add_argument("file", metavar="FILE.csv")
     parser.add_argument("--device", required=True, help="the device that the measurements are of")
     parser.add_argument("--metric", default="", help="its metric, for a single value column")
     parser.add_argument("--ts-column", default="", help="the column with the time (default: found by itself)")
@@ -126,13 +124,13 @@ def _add_replay(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
 
 
 def _serve(_: argparse.Namespace) -> int:
-    chosen = settings.load(os.environ)
+    chosen = settings.from_environment()
     uvloop.run(serving.serve(chosen, sys.stdout))
     return 0
 
 
 def _token(options: argparse.Namespace) -> int:
-    chosen = settings.load(os.environ)
+    chosen = settings.from_environment()
     ttl = chosen.token_ttl if options.ttl is None else parse_duration(options.ttl) // 1_000_000
     scopes = options.scope.split()
     for scope in scopes:
@@ -154,28 +152,25 @@ def _patterns(text: str) -> list[str]:
 
 def _client_create(options: argparse.Namespace) -> int:
     ttl = 0 if options.ttl == "0s" else parse_duration(options.ttl) // 1_000_000
-    made = asyncio.run(
-        admin.create(
-            settings.load(os.environ), options.id, options.scope.split(), _patterns(options.devices), ttl
-        )
-    )
-    print(json.dumps(msgspec.structs.asdict(made)))
+    scopes, devices = options.scope.split(), _patterns(options.devices)
+    made = asyncio.run(admin.create(settings.from_environment(), options.id, scopes, devices, ttl))
+    print(json.dumps(made))
     return 0
 
 
 def _client_list(_: argparse.Namespace) -> int:
-    for client in asyncio.run(admin.listing(settings.load(os.environ))):
+    for client in asyncio.run(admin.listing(settings.from_environment())):
         print(json.dumps(client))
     return 0
 
 
 def _client_delete(options: argparse.Namespace) -> int:
-    asyncio.run(admin.delete(settings.load(os.environ), options.id))
+    asyncio.run(admin.delete(settings.from_environment(), options.id))
     return 0
 
 
 def _migrate(_: argparse.Namespace) -> int:
-    names = asyncio.run(_migrated(settings.load(os.environ)))
+    names = asyncio.run(_migrated(settings.from_environment()))
     print("\n".join(names) if names else "the database is up to date")
     return 0
 
@@ -187,7 +182,7 @@ async def _migrated(chosen: settings.Settings) -> list[str]:
 
 
 def _replay(options: argparse.Namespace) -> int:
-    chosen = settings.load(os.environ)
+    chosen = settings.from_environment()
     token = options.token or mint(
         chosen, "replay", ["readings:write"], [options.device], chosen.token_ttl_max
     )

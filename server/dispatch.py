@@ -27,6 +27,8 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}", re.ASCII)
 _LENGTH = re.compile(r"[0-9]{1,15}", re.ASCII)
 _ABSOLUTE = re.compile(r"https?://[^/?#]*", re.ASCII | re.IGNORECASE)
 QUERY_FIELDS_MAX = 200
+# Bytes of a body from somebody who is not known yet: a form with which to log in.
+ANONYMOUS_BODY_MAX = 64 * 1024
 
 SCOPE_NAMES = {scope: name for name, scope in SCOPES.items()}
 
@@ -52,13 +54,13 @@ class Endpoint(Struct, frozen=True, kw_only=True):
 class Admitted(Struct, frozen=True):
     """A request whose head is in order.
 
-    `length`: what Content-Length says, None for chunks. `coding`: the body's content coding, "" if
-    none. `expects`: the client waits for 100 before it sends the body.
+    `limit`: bytes that its body may have, as it comes and decoded. `coding`: the body's content
+    coding, "" if none. `expects`: the client waits for 100 before it sends the body.
     """
 
     endpoint: Endpoint
     head: Head
-    length: int | None
+    limit: int
     coding: str
     expects: bool
 
@@ -140,6 +142,8 @@ class Dispatch:
         """
         if version not in ((1, 1), (1, 0)):
             raise Problem("version_not_supported", "expected HTTP/1.0 or HTTP/1.1")
+        if version == (1, 1) and "Host" not in headers:
+            raise Problem("malformed", "expected the header Host (RFC 9112 section 3.2)")
         raw_path, query_string = split_target(target)
         endpoint, params = self._route(method, raw_path, headers)
         principal = ANONYMOUS if endpoint.scope is None else self._authorise(endpoint, headers)
@@ -147,10 +151,9 @@ class Dispatch:
         accept = accepted(", ".join(headers.getall("Accept", [])), endpoint.offers)
         if accept is None:
             raise Problem("not_acceptable", f"expected Accept to take in {media_names(endpoint.offers)}")
-        content, coding, expects = Media.NONE, "", False
-        length: int | None = 0
+        content, limit, coding, expects = Media.NONE, 0, "", False
         if endpoint.consumes:
-            content, length, coding = self._body(endpoint, headers)
+            content, limit, coding = self._body(endpoint, headers)
             expects = _expects(headers, version)
         head = Head(
             method,
@@ -164,7 +167,7 @@ class Dispatch:
             preferences(headers.getall("Prefer", [])),
             principal,
         )
-        return Admitted(endpoint, head, length, coding, expects)
+        return Admitted(endpoint, head, limit, coding, expects)
 
     def call(self, endpoint: Endpoint, request: Request) -> Answer:
         """Run the handler; what it raises at once becomes a problem."""
@@ -230,7 +233,8 @@ class Dispatch:
             self._requests.take(principal.account, endpoint.cost)
         return principal
 
-    def _body(self, endpoint: Endpoint, headers: Headers) -> tuple[Media, int | None, str]:
+    def _body(self, endpoint: Endpoint, headers: Headers) -> tuple[Media, int, str]:
+        """Form, largest size and content coding of the body."""
         given = headers.get("Content-Type", "")
         media = content_media(given) if given else endpoint.consumes[0]
         if media is None or media not in endpoint.consumes:
@@ -246,14 +250,18 @@ class Dispatch:
                 f"expected the content coding {known}, or none",
                 headers=(("Accept-Encoding", known),),
             )
+        limit = self._max_body if endpoint.scope is not None else min(self._max_body, ANONYMOUS_BODY_MAX)
+        transfer = headers.get("Transfer-Encoding", "")
+        if transfer:
+            if transfer.strip().lower() != "chunked":
+                raise Problem("malformed", "expected Transfer-Encoding to be chunked or nothing")
+            return media, limit, coding
         length = headers.get("Content-Length", "")
-        if headers.get("Transfer-Encoding", ""):
-            return media, None, coding
         if not length:
             raise Problem("length_required", "expected Content-Length or a chunked body")
-        if not _LENGTH.fullmatch(length) or int(length) > self._max_body:
-            raise Problem("too_large", f"expected a body of at most {self._max_body} bytes")
-        return media, int(length), coding
+        if not _LENGTH.fullmatch(length) or int(length) > limit:
+            raise Problem("too_large", f"expected a body of at most {limit} bytes")
+        return media, limit, coding
 
 
 class Preflight(Exception):
@@ -266,6 +274,8 @@ class Preflight(Exception):
 
 def split_target(target: str) -> tuple[str, str]:
     """Path and query of a request target in origin or absolute form (RFC 9112 section 3.2)."""
+    if not target.isascii():
+        raise Problem("malformed", "expected a request target in ASCII, anything else percent-encoded")
     if not target.startswith("/"):
         if target == "*":
             return "*", ""

@@ -29,12 +29,12 @@ class Encoder:
         extra: str = "",
         *,
         bodiless: bool = False,
-        close: bool = False,
+        connection: str = "",
         chunked: bool = False,
     ) -> bytes:
         """The whole answer, or only its head if the body comes in chunks or was not asked for (HEAD).
 
-        `extra`: further header lines, each with its end. `close`: the connection ends after it.
+        `extra`: further header lines, each with its end. `connection`: what `Connection` says, if anything.
         """
         status = response.status
         start = self._starts.get(status) or self._start(status)
@@ -47,7 +47,9 @@ class Encoder:
             head += "Transfer-Encoding: chunked\r\n"
         elif response.chunks is None and status not in _BODILESS:
             head += f"Content-Length: {len(response.body)}\r\n"
-        head += "Connection: close\r\n\r\n" if close else "\r\n"
+        if connection:
+            head += f"Connection: {connection}\r\n"
+        head += "\r\n"
         if bodiless or response.chunks is not None or status in _BODILESS:
             return head.encode("latin-1", "replace")
         return head.encode("latin-1", "replace") + response.body

@@ -2,7 +2,9 @@
 
 import asyncio
 import ipaddress
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from functools import lru_cache
 from time import perf_counter
 from typing import Any, cast
 
@@ -14,23 +16,29 @@ from auth.principal import ANONYMOUS, Principal
 from auth.tokens import KeyUnknown, TokenVerifier
 from handlers import codings
 from handlers.exchange import Deferred, Headers, Request, Response
-from handlers.problems import Problem
+from handlers.problems import Problem, retry_after
 from server.dispatch import Admitted, Dispatch, Endpoint, Preflight, RequestIds
 from server.encoding import Encoder
 from server.logs import AccessLog
 from server.metrics import Metrics
+from storage.errors import StorageError
+
+_log = logging.getLogger("tidegate.lane")
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 # Compressed bodies above this are decoded in a thread: inflating megabytes stops the loop.
 INFLATE_INLINE = 64 * 1024
+# Bytes that a client must take within the deadline, again and again.
+PIECE = 64 * 1024
+# Combinations of peer and X-Forwarded-For that are remembered.
+ADDRESSES = 4096
 # Where requests are counted that no route took.
 NO_ROUTE = -1
 
 
-def ends_connection(status: int) -> bool:
-    """Whether an answer ends its connection: the rest of the body is not waited for."""
-    return status in (408, 413)
+class ClientGone(ConnectionResetError):
+    """The connection was lost before the request was whole."""
 
 
 class Wire:
@@ -40,64 +48,103 @@ class Wire:
     holds it to that).
     """
 
-    __slots__ = ("_chunked", "_data", "_deadline", "_protocol", "_response", "keep_alive")
+    __slots__ = ("_data", "_keep", "_lane", "_protocol")
 
-    def __init__(
-        self,
-        protocol: Any,
-        data: bytes,
-        keep_alive: bool,
-        deadline: float,
-        response: Response | None = None,
-        chunked: bool = False,
-    ) -> None:
+    def __init__(self, protocol: Any, lane: "Lane", data: bytes, *, keep: bool) -> None:
         self._protocol = protocol
+        self._lane = lane
         self._data = data
-        self.keep_alive = keep_alive
-        self._deadline = deadline
-        # Set where the body comes in pieces.
-        self._response = response
-        self._chunked = chunked
+        self._keep = keep
+
+    @property
+    def keep_alive(self) -> bool:
+        """Whether another request may follow; asked when all is written, which may take its time."""
+        return self._keep and not self._lane.closing
 
     async def prepare(self, _: web.BaseRequest) -> None:
         """Nothing: the head is part of the data."""
 
     async def write_eof(self) -> None:
-        """Write it, and wait while the client is slower than we are, up to the deadline."""
+        """Write it, and wait while the client is slower than we are."""
         await self._write(self._data)
-        if self._response is None or self._response.chunks is None:
-            return
-        try:
-            async for piece in self._response.chunks:
-                if piece:
-                    await self._write(b"%x\r\n%b\r\n" % (len(piece), piece) if self._chunked else piece)
-            if self._chunked:
-                await self._write(b"0\r\n\r\n")
-        except BaseException:
-            # The client must see that the rest is missing: no regular end.
-            if self._protocol.transport is not None:
-                self._protocol.transport.abort()
-            raise
 
     async def _write(self, data: bytes) -> None:
+        """Each piece must have gone within the deadline, which makes a least speed for readers."""
+        if len(data) <= PIECE:
+            await self._send(data)
+            return
+        view = memoryview(data)
+        for start in range(0, len(data), PIECE):
+            await self._send(view[start : start + PIECE])
+
+    async def _send(self, data: bytes | memoryview) -> None:
         transport = self._protocol.transport
         if transport is None:
             raise ConnectionResetError("the client has gone")
         transport.write(data)
         if self._protocol.writing_paused:
             try:
-                async with asyncio.timeout(self._deadline):
+                async with asyncio.timeout(self._lane.body_timeout):
                     await self._protocol._drain_helper()
             except TimeoutError as error:
                 transport.abort()
                 raise ConnectionResetError("the client does not read its answer") from error
 
 
+class StreamWire(Wire):
+    """An answer whose body comes in pieces, in chunks or until the connection closes."""
+
+    __slots__ = ("_chunked", "_pieces", "_request_id")
+
+    def __init__(
+        self,
+        protocol: Any,
+        lane: "Lane",
+        data: bytes,
+        pieces: AsyncIterator[bytes],
+        request_id: str,
+        *,
+        keep: bool,
+        chunked: bool,
+    ) -> None:
+        super().__init__(protocol, lane, data, keep=keep)
+        self._pieces = pieces
+        self._request_id = request_id
+        self._chunked = chunked
+
+    async def write_eof(self) -> None:
+        """Write piece by piece; if one fails without a regular end, so that the client sees it."""
+        try:
+            await self._write(self._data)
+            async for piece in self._pieces:
+                if piece:
+                    await self._write(b"%x\r\n%b\r\n" % (len(piece), piece) if self._chunked else piece)
+            if self._chunked:
+                await self._write(b"0\r\n\r\n")
+        except BaseException as error:
+            if self._protocol.transport is not None:
+                self._protocol.transport.abort()
+            if not isinstance(error, Exception) or isinstance(error, ConnectionError):
+                raise
+            level = logging.WARNING if isinstance(error, StorageError) else logging.ERROR
+            _log.log(level, "a stream broke off", exc_info=error, extra={"request_id": self._request_id})
+            raise ConnectionResetError("the stream broke off") from error
+        finally:
+            await close_pieces(self._pieces)
+
+
+async def close_pieces(pieces: AsyncIterator[bytes]) -> None:
+    """Let go of what a stream that is not read any further holds."""
+    if isinstance(pieces, AsyncGenerator):
+        await pieces.aclose()
+
+
 class Lane:
     """Handles a request that aiohttp has parsed.
 
     `closing` is asked at each answer: whether the connection must end after it. `body_timeout`:
-    seconds for a whole body, and for a client to read on.
+    seconds for a whole body, and for a client to read on. `max_held`: bytes that all bodies together
+    may have while they arrive; `held`: those that they have.
     """
 
     def __init__(
@@ -109,7 +156,7 @@ class Lane:
         access: AccessLog | None,
         now: Callable[[], int],
         proxies: Sequence[Network],
-        max_body: int,
+        max_held: int,
         body_timeout: float,
     ) -> None:
         self._dispatch = dispatch
@@ -118,10 +165,11 @@ class Lane:
         self._metrics = metrics
         self._access = access
         self._now = now
-        self._proxies = proxies
-        self._max_body = max_body
-        self._body_timeout = body_timeout
+        self._max_held = max_held
         self._ids = RequestIds()
+        self._client = lru_cache(ADDRESSES)(Proxies(proxies).client) if proxies else None
+        self.body_timeout = body_timeout
+        self.held = 0
         self.closing = False
 
     async def handle(self, source: web.BaseRequest) -> web.StreamResponse:
@@ -139,9 +187,12 @@ class Lane:
             response = await self._answer(admitted.endpoint, request)
         except Preflight as preflight:
             response = preflight.response
+        except ClientGone:
+            # aiohttp ends the connection without a word.
+            raise
         except Exception as error:
             response = self._dispatch.problem(error, request_id)
-        wire = self._encode(source, response, request_id, principal)
+        wire = await self._encode(source, response, request_id, principal)
         seconds = perf_counter() - started
         self._metrics.observe_request(index, response.status, seconds)
         if self._access is not None:
@@ -150,7 +201,7 @@ class Lane:
                 self._address(source, headers),
                 principal.subject,
                 source.method,
-                source.path_qs.partition("?")[0],
+                source._message.path.partition("?")[0],
                 response.status,
                 len(response.body),
                 seconds,
@@ -179,33 +230,40 @@ class Lane:
             case _:
                 return await answer
 
-    def _encode(
+    async def _encode(
         self, source: web.BaseRequest, response: Response, request_id: str, principal: Principal
     ) -> Wire:
-        ends = self.closing or ends_connection(response.status)
-        keep_alive = source.keep_alive and not ends
-        streamed = response.chunks is not None
+        pieces = response.chunks
         modern = source.version.minor == 1
-        if streamed and not modern:
-            # HTTP/1.0 knows no chunks: the end of the connection is the end of the body.
-            keep_alive = False
+        # HTTP/1.0 knows no chunks: the end of the connection is the end of the body.
+        keep = not self._ends(source, response) and (pieces is None or modern)
         head_only = source.method == "HEAD"
         data = self._encoder.encode(
             response,
             request_id,
             self._dispatch.header_lines(principal, source.headers.get("Origin", "")),
             bodiless=head_only,
-            close=not keep_alive,
-            chunked=streamed and modern,
+            connection="close" if not keep else "" if modern else "keep-alive",
+            chunked=pieces is not None and modern,
         )
-        return Wire(
-            source.protocol,
-            data,
-            keep_alive,
-            self._body_timeout,
-            response if streamed and not head_only else None,
-            modern,
-        )
+        if pieces is None:
+            return Wire(source.protocol, self, data, keep=keep)
+        if head_only:
+            await close_pieces(pieces)
+            return Wire(source.protocol, self, data, keep=keep)
+        return StreamWire(source.protocol, self, data, pieces, request_id, keep=keep, chunked=modern)
+
+    def _ends(self, source: web.BaseRequest, response: Response) -> bool:
+        """Whether the connection must end after this answer."""
+        if self.closing or not source.keep_alive or response.status == 505:
+            return True
+        content = source.content
+        if content is EMPTY_PAYLOAD:
+            return False
+        if content.exception() is not None:
+            return True
+        # Who waits for 100 may send the body now or never; who is too slow or too long is not waited for.
+        return not content.is_eof() and (response.status in (408, 413) or "Expect" in source.headers)
 
     async def _body(self, source: web.BaseRequest, admitted: Admitted) -> bytes:
         """The whole body, decoded. Problem: too_large, request_timeout, malformed."""
@@ -215,52 +273,80 @@ class Lane:
         if admitted.expects and source.protocol.transport is not None and not content.is_eof():
             source.protocol.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         try:
-            body = await self._read(content)
+            body = await self._read(content, admitted.limit)
         except TimeoutError:
-            raise Problem(
-                "request_timeout", f"the body did not arrive within {self._body_timeout} s"
-            ) from None
+            detail = f"the body did not arrive within {self.body_timeout} s"
+            raise Problem("request_timeout", detail) from None
         except (RequestPayloadError, web.PayloadAccessError) as error:
             raise Problem("malformed", "the body does not keep to HTTP") from error
+        except OSError as error:
+            raise ClientGone from error
         if not admitted.coding:
             return body
         if len(body) <= INFLATE_INLINE:
-            return codings.decode(admitted.coding, body, self._max_body)
-        return await asyncio.to_thread(codings.decode, admitted.coding, body, self._max_body)
+            return codings.decode(admitted.coding, body, admitted.limit)
+        return await asyncio.to_thread(codings.decode, admitted.coding, body, admitted.limit)
 
-    async def _read(self, content: StreamReader) -> bytes:
+    async def _read(self, content: StreamReader, limit: int) -> bytes:
         if content is EMPTY_PAYLOAD:
             return b""
         if content.is_eof():
-            return content.read_nowait(-1)
+            body = content.read_nowait(-1)
+            if len(body) > limit:
+                raise _too_large(limit)
+            return body
         pieces: list[bytes] = []
         size = 0
-        async with asyncio.timeout(self._body_timeout):
-            while not content.at_eof():
-                piece = await content.readany()
-                size += len(piece)
-                if size > self._max_body:
-                    raise Problem("too_large", f"expected a body of at most {self._max_body} bytes")
-                pieces.append(piece)
+        try:
+            async with asyncio.timeout(self.body_timeout):
+                while not content.at_eof():
+                    piece = await content.readany()
+                    size += len(piece)
+                    self.held += len(piece)
+                    if size > limit:
+                        raise _too_large(limit)
+                    # What is alone is let in, however large.
+                    if self.held > max(self._max_held, size):
+                        raise Problem("overloaded", "too many bodies arrive", headers=(retry_after(1),))
+                    pieces.append(piece)
+        finally:
+            self.held -= size
         return b"".join(pieces)
 
     def _address(self, source: web.BaseRequest, headers: Headers) -> str:
-        """The client's address: the last one in X-Forwarded-For that is no trusted proxy."""
+        """The client's address, through trusted proxies."""
         peer = source.remote or ""
-        if not self._proxies or not self._trusted(peer):
+        if self._client is None:
             return peer
-        hops = [hop.strip() for part in headers.getall("X-Forwarded-For", []) for hop in part.split(",")]
+        return self._client(peer, ",".join(headers.getall("X-Forwarded-For", [])))
+
+
+class Proxies:
+    """The proxies whose word about addresses counts."""
+
+    def __init__(self, networks: Sequence[Network]) -> None:
+        self._networks = networks
+
+    def client(self, peer: str, forwarded: str) -> str:
+        """The last address in X-Forwarded-For that is no trusted proxy, if `peer` is one."""
+        if not self._trusted(peer):
+            return peer
+        hops = [hop.strip() for hop in forwarded.split(",")]
         for hop in reversed(hops):
             if not self._trusted(hop):
                 return hop if _is_address(hop) else peer
-        return hops[0] if hops and _is_address(hops[0]) else peer
+        return hops[0]
 
     def _trusted(self, address: str) -> bool:
         try:
             parsed = ipaddress.ip_address(address)
         except ValueError:
             return False
-        return any(parsed in network for network in self._proxies)
+        return any(parsed in network for network in self._networks)
+
+
+def _too_large(limit: int) -> Problem:
+    return Problem("too_large", f"expected a body of at most {limit} bytes")
 
 
 def _is_address(text: str) -> bool:

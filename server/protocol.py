@@ -4,12 +4,14 @@ The fast lane will live here: it needs what is measured here already, where one 
 """
 
 import asyncio
+import contextlib
+import logging
 from typing import Any, cast
 
 from aiohttp import web
 from aiohttp.http_exceptions import LineTooLong
-from aiohttp.http_parser import RawRequestMessage
-from aiohttp.web_protocol import RequestHandler
+from aiohttp.streams import StreamReader
+from aiohttp.web_protocol import RequestHandler, RequestPayloadError
 
 from auth.tokens import KeyUnknown
 from handlers.problems import Problem, retry_after
@@ -19,6 +21,8 @@ from server.fast_lane import BODY_MAX, HEAD_MAX, FastLane, announced_length, is_
 from server.lane import NO_ROUTE, Lane, Wire
 from server.metrics import Metrics
 
+_log = logging.getLogger("tidegate.protocol")
+
 # Different numbers, so that the parser's complaint tells which of the two was too long.
 TARGET_MAX = 8190
 FIELD_MAX = 8192
@@ -27,12 +31,7 @@ FIELDS_MAX = 128
 # gets to see it.
 LINGER = 5.0
 
-# A head that is not whole is kept by the fast lane up to this, bytes that came too early up to that.
-HEAD_LIMIT = 8 * 1024
-KEPT_MAX = 64 * 1024
-LENGTH_DIGITS = 15
-# Bytes up to this one do not begin a request: the parser would pass over line breaks.
-_CONTROLS = 32
+_HEAD_END = b"\r\n\r\n"
 
 # Where a request ends cannot be told any more (chunks, pipelining, an upgrade, an error).
 _UNKNOWN = -1
@@ -75,6 +74,7 @@ class GateServer(web.Server):
         self.accepted = 0
         self.refused = 0
         self.parse_errors = 0
+        self._empty = asyncio.Event()
 
     def __call__(self) -> RequestHandler:
         """A protocol for a new connection."""
@@ -91,86 +91,73 @@ class GateServer(web.Server):
         for connection in list(self._connections):
             cast("GateProtocol", connection).expire(now)
 
+    def connection_lost(self, handler: RequestHandler, exc: BaseException | None = None) -> None:
+        """Forget the connection once its last request has ended."""
+        super().connection_lost(handler, exc)
+        task = handler._task_handler
+        if task is None:
+            self._forgotten()
+        else:
+            task.add_done_callback(self._forgotten)
+
+    def _forgotten(self, _: object = None) -> None:
+        if not self._connections:
+            self._empty.set()
+
     async def drain(self, seconds: float) -> None:
         """Close what is idle, let what was accepted finish and be answered, up to `seconds`."""
+        # From here on every answer is the last one of its connection.
         self.lane.closing = True
-        if self.fast is not None:
-            self.fast.closing = True
-        deadline = self._loop.time() + seconds
-        while self._connections and self._loop.time() < deadline:
-            for connection in list(self._connections):
-                if not cast("GateProtocol", connection).busy:
-                    connection.force_close()
-            await asyncio.sleep(0.02)
+        for connection in list(self._connections):
+            cast("GateProtocol", connection).close_if_idle()
+        self._empty.clear()
+        if self._connections:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await self._empty.wait()
         await self.shutdown(0.1)
 
 
 class GateProtocol(RequestHandler):
     """One connection.
 
-    It is at a boundary as long as the parser was given whole requests only, each of which it found
-    to be exactly one complete message. Only there the fast lane looks heads up, remembers them, or
-    takes a request away from aiohttp.
-    """
-
-    __slots__ = (
-        "_ending",
-        "_fast",
-        "_gate",
-        "_head",
-        "_held",
-        "_kept",
-        "_kept_size",
-        "_last_head",
-        "_missing",
-        "_pending",
-        "_remaining",
-        "_turned_away",
-        "_until",
-    )
+    __slots__ = ("_begun", "_gate", "_head_until", "_remaining", "_socket", "_tail", "_unread_until")
 
     def __init__(self, gate: GateServer, **kwargs: Any) -> None:
         super().__init__(gate, **kwargs)
         self._gate = gate
-        self._fast = gate.fast
-        self._turned_away = False
-        # The bytes of a head that aiohttp has and that is not whole yet.
-        self._head = b""
-        # Bytes of aiohttp's current body that have not come yet; 0 at a boundary.
+        # The transport for as long as the kernel has the connection; aiohttp forgets it earlier. None if
+        # the connection was turned away.
+        self._socket: asyncio.Transport | None = None
+        # Whether a head has begun that is not whole, and its last bytes.
+        self._begun = False
+        self._tail = b""
+        # Bytes of the current body that have not come yet; 0 between two requests.
         self._remaining = 0
-        # Loop time until which what has begun to come must be whole; 0: nothing has.
-        self._until = 0.0
-        # What the fast lane keeps: a request that is not whole, of which so many bytes are missing
-        # (0: as many as its head will tell), or what came while an answer is pending.
-        self._kept: list[bytes] = []
-        self._kept_size = 0
-        self._missing = 0
-        self._pending = False
-        self._held = False
-        self._ending = False
-        # The head before: one that comes twice is worth remembering.
-        self._last_head = b""
-
-    # -- life ----------------------------------------------------------------------------------
+        # Loop time until which the head that has begun must be whole; 0: none has begun.
+        self._head_until = 0.0
+        # Loop time until which the client must have read what is kept for it; 0: nothing is.
+        self._unread_until = 0.0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Turn the connection away if there are too many, else let aiohttp serve it."""
         gate = self._gate
+        transport = cast("asyncio.Transport", transport)
         if gate.open >= gate.max_connections or gate.lane.closing:
             gate.refused += 1
-            self._turned_away = True
-            problem = Problem("overloaded", "too many connections", headers=(retry_after(1),))
-            cast("asyncio.Transport", transport).write(self._problem(problem))
+            detail = "the gate is closing" if gate.lane.closing else "too many connections"
+            transport.write(self._problem(Problem("overloaded", detail, headers=(retry_after(1),))))
             transport.close()
             return
         gate.accepted += 1
         super().connection_made(transport)
-        self._until = self._loop.time() + gate.header_timeout
+        self._socket = transport
+        self._head_until = self._loop.time() + gate.header_timeout
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """Forget the connection."""
-        self._kept.clear()
-        if not self._turned_away:
+        if self._socket is not None:
+            self._socket = None
             super().connection_lost(exc)
 
     @property
@@ -207,8 +194,8 @@ class GateProtocol(RequestHandler):
     # -- bytes ---------------------------------------------------------------------------------
 
     def data_received(self, data: bytes) -> None:
-        """Frame requests where they can be measured, else let aiohttp have the bytes."""
-        if self._turned_away:
+        """Let aiohttp parse, and keep track of where requests end."""
+        if self._socket is None:
             return
         if self._pending:
             self._keep(data)
@@ -347,35 +334,63 @@ class GateProtocol(RequestHandler):
         super().data_received(data)
         if self._parser is not None and data:
             self._measure(data, self._request_count - before)
+            if self._messages and not hasattr(self._messages[-1][0], "headers"):
+                self._break_body()
 
     def _measure(self, data: bytes, messages: int) -> None:
         """`messages`: how many heads the parser found in the data."""
         remaining = self._remaining
-        if remaining > 0:
+        if remaining == 0:
+            if not self._begun:
+                # Empty lines before a request are skipped (RFC 9112 section 2.2).
+                data = data.lstrip(b"\r\n")
+                if not data:
+                    return
+            if messages == 0:
+                self._begin(data)
+                return
+            self._remaining = self._body_left(self._tail + data) if messages == 1 else _UNKNOWN
+        elif remaining > 0:
             self._remaining = remaining - len(data) if len(data) <= remaining else _UNKNOWN
-        elif remaining == 0 and messages == 0:
-            # A head that is longer than the parser allows is refused by it.
-            self._head += data
-            if not self._until:
-                self._until = self._loop.time() + self._gate.header_timeout
+        elif messages == 0 and self._idle:
+            self._begin(data)
             return
-        elif remaining == 0:
-            self._remaining = self._body_left(self._head + data) if messages == 1 else _UNKNOWN
-            self._head = b""
-        # Where the end is unknown, whatever came may be the beginning of a head.
-        unknown = self._remaining == _UNKNOWN
-        self._until = self._loop.time() + self._gate.header_timeout if unknown else 0.0
+        self._begun = False
+        self._tail = (self._tail + data)[-4:]
+        # Where the end is unknown, a head may have begun behind it, unless the bytes end like a whole one.
+        open_end = self._remaining == _UNKNOWN and self._tail != _HEAD_END
+        self._head_until = self._loop.time() + self._gate.header_timeout if open_end else 0.0
+        if not open_end:
+            self._tail = b""
+
+    def _begin(self, data: bytes) -> None:
+        """Bytes of a head that is not whole: its deadline runs from the first of them."""
+        self._begun = True
+        self._tail = (self._tail + data)[-4:]
+        if not self._head_until:
+            self._head_until = self._loop.time() + self._gate.header_timeout
 
     def _body_left(self, received: bytes) -> int:
         """How much of the body of the only request in `received` is missing."""
-        message = self._messages[-1][0] if self._messages else None
-        end = received.find(b"\r\n\r\n")
-        if type(message) is not RawRequestMessage or end < 0 or self._upgraded or received[0] <= _CONTROLS:
+        headers = getattr(self._messages[-1][0], "headers", None) if self._messages else None
+        end = received.find(_HEAD_END)
+        if headers is None or end < 0 or self._upgraded or "Transfer-Encoding" in headers:
             return _UNKNOWN
         left = _length_of(message) - (len(received) - end - 4)
         return left if left >= 0 else _UNKNOWN
 
-    # -- answers of the fast lane --------------------------------------------------------------
+    def _break_body(self) -> None:
+        """The parser gave up inside a body, which will never end: whoever reads it must know."""
+        request = self._current_request
+        if len(self._messages) > 1:
+            payload: StreamReader = self._messages[-2][1]
+        elif request is not None:
+            payload = request.content
+        else:
+            return
+        if not payload.is_eof():
+            payload.set_exception(RequestPayloadError("the body does not keep to HTTP"))
+            payload.feed_eof()
 
     @property
     def address(self) -> str:
@@ -383,9 +398,28 @@ class GateProtocol(RequestHandler):
         peer = self.peername
         return str(peer[0]) if type(peer) is tuple else ""
 
-    def end(self) -> None:
-        """End the connection after the answer that is being made."""
-        self._ending = True
+    def expire(self, now: float) -> None:
+        """Close the connection if a head takes too long, abort it if its last answers are not read."""
+        transport, gate = self._socket, self._gate
+        if transport is None:
+            return
+        idle = self._idle
+        if not (idle or transport.is_closing()) or not transport.get_write_buffer_size():
+            self._unread_until = 0.0
+        elif not self._unread_until:
+            self._unread_until = now + gate.lane.body_timeout
+        elif now >= self._unread_until:
+            transport.abort()
+            return
+        if not idle or not self._head_until or now < self._head_until:
+            return
+        # While a request was answered nobody could look at the bytes behind it.
+        if now < self._next_keepalive_close_time - self._keepalive_timeout + gate.header_timeout:
+            return
+        if self._begun:
+            detail = f"the head did not arrive within {gate.header_timeout} s"
+            transport.write(self._problem(Problem("request_timeout", detail)))
+        self.force_close()
 
     def finish(self, data: bytes) -> None:
         """Write the answer that was pending, then go on with what came meanwhile."""
@@ -442,16 +476,20 @@ class GateProtocol(RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """The answer to what the parser refused."""
-        self._gate.parse_errors += 1
-        problem = _refusal(exc, message or "")
-        self._gate.metrics.observe_request(NO_ROUTE, problem.entry.status, 0.0)
-        wire = Wire(self, self._problem(problem), False, LINGER)
-        return cast("web.StreamResponse", wire)
+        """The answer to what the parser refused, or to what went wrong outside of the dispatch."""
+        gate = self._gate
+        if status == 400:
+            gate.parse_errors += 1
+            problem = _refusal(exc, message or "")
+        else:
+            _log.error("unexpected error", exc_info=exc)
+            problem = Problem("internal", "the error was logged")
+        gate.metrics.observe_request(NO_ROUTE, problem.entry.status, 0.0)
+        return cast("web.StreamResponse", Wire(self, gate.lane, self._problem(problem), keep=False))
 
     def _problem(self, problem: Problem) -> bytes:
         request_id = self._gate.ids.choose("")
-        return self._gate.encoder.encode(problem.response(request_id), request_id, close=True)
+        return self._gate.encoder.encode(problem.response(request_id), request_id, connection="close")
 
 
 def _length_of(message: RawRequestMessage) -> int:

@@ -5,6 +5,7 @@ parsing and the help text both walk it.
 """
 
 import difflib
+import os
 import re
 import textwrap
 from collections.abc import Callable, Mapping
@@ -235,6 +236,11 @@ class Settings(Struct, frozen=True, kw_only=True):
 _TABLE: dict[str, _Row] = {
     field: hint.__metadata__[0] for field, hint in get_type_hints(Settings, include_extras=True).items()
 }
+
+
+def from_environment() -> Settings:
+    """The settings of this process."""
+    return load(os.environ)
 
 
 def load(environ: Mapping[str, str]) -> Settings:

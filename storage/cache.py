@@ -63,7 +63,7 @@ class LatestCache:
         return len(self._entries)
 
     def get(self, device: str) -> Latest | None:
-        """What is known of the device, None if it must be fetched."""
+        """What is known of the device, None if it must be fetched. Later commits show in what was given."""
         entry = self._entries.pop(device, None)
         if entry is None or entry.stale_at <= self._loop.time():
             self.misses += 1
@@ -125,12 +125,14 @@ class LatestCache:
             entry.offset = max(entry.offset, load.since.offset)
             if not load.cancelled:
                 self._keep(device, entry)
-            load.result.set_result(Latest(device, entry.offset, entry.metrics))
+            # Who waits reads it in a later turn of the loop, when commits may have changed the entry.
+            load.result.set_result(Latest(device, entry.offset, dict(entry.metrics)))
         finally:
             if not load.cancelled:
                 del self._loads[device]
 
     def _keep(self, device: str, entry: _Entry) -> None:
+        self._entries.pop(device, None)
         if len(self._entries) >= self._capacity:
             del self._entries[next(iter(self._entries))]
             self.evictions += 1

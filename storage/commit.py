@@ -7,12 +7,15 @@ commits at once, a busy one batches by itself.
 
 import asyncio
 import contextlib
+import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from storage.errors import KeyRunning, Overloaded, StorageError, Timeout, Unavailable
 from storage.models import Appended, Batch, Idempotency, Outcome, Write
+
+_log = logging.getLogger("tidegate.commit")
 
 # Readings of one transaction; a single larger write still is one.
 BATCH_READINGS = 10_000
@@ -45,7 +48,8 @@ class GroupCommit:
     `readings`, `size`: bounds of what may wait, in readings and bytes. `deadline`: seconds after
     which a transaction counts as stuck: its writers get Timeout (outcome unknown), those behind it
     Unavailable (nothing stored), until the engine answers again. `publish` is called with every
-    batch before the writers get their answers; `observe` with (readings, seconds) per transaction.
+    batch before the writers get their answers; `observe` with (readings, seconds) per transaction. What
+    they or a writer's listener raise is logged and harms nobody else.
     """
 
     def __init__(
@@ -112,13 +116,17 @@ class GroupCommit:
             await self.task
 
     async def _run(self) -> None:
-        while True:
-            await self._work.wait()
-            self._work.clear()
-            while self._waiting:
-                self._idle.clear()
-                writes = self._take()
-                await self._commit(writes)
+        try:
+            while True:
+                await self._work.wait()
+                self._work.clear()
+                while self._waiting:
+                    self._idle.clear()
+                    await self._commit(self._take())
+                self._idle.set()
+        finally:
+            self._closed = True
+            self._refuse("the gate is closing; nothing was stored")
             self._idle.set()
 
     def _take(self) -> list[Write]:
@@ -136,20 +144,41 @@ class GroupCommit:
 
     async def _commit(self, writes: list[Write]) -> None:
         started = self._loop.time()
-        append = self._engine.append(writes)
-        done, _ = await asyncio.wait((append,), timeout=self._deadline)
-        if not done:
-            self._let_go(writes)
-            writes = []
-            await asyncio.wait((append,))
-            self.stuck = False
-        appended = append.result()
+        left = writes
+        try:
+            append = self._engine.append(writes)
+            done, _ = await asyncio.wait((append,), timeout=self._deadline)
+            if not done:
+                self._let_go(writes)
+                left = []
+                await asyncio.wait((append,))
+                self.stuck = False
+            appended = append.result()
+        except StorageError as error:
+            appended = Appended([error] * len(writes))
+        except Exception:
+            _log.exception("the engine broke its promise")
+            appended = Appended([Unavailable("the database failed")] * len(writes))
         batch = appended.batch
-        self._observe(0 if batch is None else len(batch.readings), self._loop.time() - started)
+        with self._apart("observer"):
+            self._observe(0 if batch is None else len(batch.readings), self._loop.time() - started)
         if batch is not None:
-            self._publish(batch)
-        for write, result in zip(writes, appended.results, strict=False):
+            with self._apart("publisher"):
+                self._publish(batch)
+        if not left:
+            # Their writers were told that nobody knows; the figures may know.
+            for result in appended.results:
+                self._count(result)
+        for write, result in zip(left, appended.results, strict=False):
             self._settle(write, result)
+
+    @contextlib.contextmanager
+    def _apart(self, part: str) -> Iterator[None]:
+        """Around what others do here: their errors must not end the commits of all."""
+        try:
+            yield
+        except Exception:
+            _log.exception("a %s of commits broke", part)
 
     def _let_go(self, writes: list[Write]) -> None:
         """The engine is stuck: nobody waits for it any longer, though what it has may be stored yet."""
@@ -158,9 +187,12 @@ class GroupCommit:
             self._settle(
                 write, Timeout("the database did not answer in time; the write may be stored or not")
             )
+        self._refuse("the database does not answer; nothing was stored")
+
+    def _refuse(self, reason: str) -> None:
         while self._waiting:
             for write in self._take():
-                self._settle(write, Unavailable("the database does not answer; nothing was stored"))
+                self._settle(write, Unavailable(reason))
 
     def _hold_key(self, idempotency: Idempotency) -> None:
         key = idempotency.principal, idempotency.key
@@ -171,6 +203,13 @@ class GroupCommit:
     def _settle(self, write: Write, result: Outcome | StorageError) -> None:
         if write.idempotency is not None:
             self._keys.discard((write.idempotency.principal, write.idempotency.key))
+        self._count(result)
+        try:
+            write.settle(result)
+        except Exception:
+            _log.exception("a listener of a write broke")
+
+    def _count(self, result: Outcome | StorageError) -> None:
         figures = self.figures
         match result:
             case Outcome():
@@ -179,4 +218,3 @@ class GroupCommit:
                 figures.conflicts += len(result.conflicts)
             case _:
                 figures.failed += 1
-        write.settle(result)

@@ -1,5 +1,7 @@
 """Opening SQLite as the gate wants it, and its errors in our words."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -7,32 +9,40 @@ import apsw
 
 from storage import errors, migrations
 
-# Commits wait for the device (FULL); readers map a part of the file instead of copying pages.
+# Readers map a part of the file instead of copying pages.
 _PRAGMAS = (
-    "PRAGMA journal_mode = WAL",
-    "PRAGMA synchronous = FULL",
     "PRAGMA busy_timeout = 5000",
     "PRAGMA temp_store = MEMORY",
     "PRAGMA mmap_size = 268435456",
     "PRAGMA cache_size = -32768",
-    "PRAGMA journal_size_limit = 67108864",
 )
+# Without these two an answer would promise more than is true, so they are read back. A commit waits
+# for the device (FULL is 2).
+_VITAL = (("journal_mode", "WAL", "wal"), ("synchronous", "FULL", 2))
 # The WAL-reset corruption (fixed in 3.51.3) needs several connections in WAL mode: as here.
 _SAFE_VERSION = 3_051_003
 
 
-def open_writer(path: Path) -> apsw.Connection:
-    """The one connection that writes; makes the file if there is none."""
+def open_writer(path: Path, vfs: str | None = None) -> apsw.Connection:
+    """The one connection that writes; makes the file if there is none. `vfs`: of SQLite, its own if None."""
     if apsw.SQLITE_VERSION_NUMBER < _SAFE_VERSION:
         raise errors.StorageError(
             f"SQLite {apsw.sqlite_lib_version()} may corrupt a WAL database; 3.51.3 or newer is needed"
         )
-    try:
-        connection = apsw.Connection(str(path))
-        for pragma in _PRAGMAS:
-            connection.execute(pragma)
-    except apsw.Error as error:
-        raise translate(error) from error
+    with contextlib.ExitStack() as stack:
+        try:
+            connection = apsw.Connection(str(path), vfs=vfs)
+            stack.callback(connection.close, True)
+            for pragma in _PRAGMAS:
+                connection.execute(pragma)
+            for name, wanted, confirmed in _VITAL:
+                connection.execute(f"PRAGMA {name} = {wanted}")
+                if connection.execute(f"PRAGMA {name}").get != confirmed:
+                    raise errors.StorageError(f"SQLite cannot have {name} {wanted} on {path}")
+            connection.execute("PRAGMA journal_size_limit = 67108864")
+        except apsw.Error as error:
+            raise translate(error) from error
+        stack.pop_all()
     return connection
 
 
@@ -40,7 +50,7 @@ def open_reader(path: Path) -> apsw.Connection:
     """A connection that cannot write."""
     try:
         connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
-        for pragma in _PRAGMAS[2:6]:
+        for pragma in _PRAGMAS:
             connection.execute(pragma)
         connection.execute("PRAGMA query_only = ON")
     except apsw.Error as error:
@@ -50,35 +60,54 @@ def open_reader(path: Path) -> apsw.Connection:
 
 def migrate(connection: apsw.Connection) -> list[str]:
     """Apply what is outstanding, each file in a transaction of its own; the names of those applied."""
-    connection.execute(
-        "CREATE TABLE IF NOT EXISTS migrations "
-        "(number INTEGER PRIMARY KEY, name TEXT NOT NULL, checksum TEXT NOT NULL) STRICT"
-    )
-    rows: list[Any] = connection.execute("SELECT number, checksum FROM migrations").fetchall()
-    applied: dict[int, str] = dict(rows)
     names = []
-    for migration in migrations.outstanding(migrations.load("storage.sqlite"), applied):
-        with connection:
-            connection.execute(migration.sql)
-            connection.execute(
-                "INSERT INTO migrations VALUES (?, ?, ?)",
-                (migration.number, migration.name, migration.checksum),
-            )
-        names.append(migration.name)
+    try:
+        connection.execute(
+            "CREATE TABLE IF NOT EXISTS migrations "
+            "(number INTEGER PRIMARY KEY, name TEXT NOT NULL, checksum TEXT NOT NULL) STRICT"
+        )
+        rows: list[Any] = connection.execute("SELECT number, checksum FROM migrations").fetchall()
+        for migration in migrations.outstanding(migrations.load("storage.sqlite"), dict(rows)):
+            with transaction(connection):
+                connection.execute(migration.sql)
+                connection.execute(
+                    "INSERT INTO migrations VALUES (?, ?, ?)",
+                    (migration.number, migration.name, migration.checksum),
+                )
+            names.append(migration.name)
+    except apsw.Error as error:
+        raise translate(error) from error
     return names
+
+
+@contextlib.contextmanager
+def transaction(connection: apsw.Connection) -> Iterator[None]:
+    """All that is done inside, or nothing. Errors go out as they are."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        # After some errors, a full disk among them, SQLite may have rolled back by itself.
+        if connection.in_transaction:
+            with contextlib.suppress(apsw.Error):
+                connection.execute("ROLLBACK")
+        raise
 
 
 def transact(connection: apsw.Connection, *statements: tuple[str, tuple[object, ...]]) -> int:
     """Run the statements in one transaction; how many rows the first of them changed."""
     changes = []
-    try:
-        with connection:
-            for sql, bindings in statements:
-                connection.execute(sql, bindings)
-                changes.append(connection.changes())
-    except Exception as error:
-        raise translate(error) from error
+    with transaction(connection):
+        for sql, bindings in statements:
+            connection.execute(sql, bindings)
+            changes.append(connection.changes())
     return changes[0]
+
+
+def is_doubtful(error: Exception) -> bool:
+    """Whether after this error a connection may believe something else than what is on disk."""
+    return isinstance(error, apsw.IOError | apsw.CorruptError | apsw.CantOpenError | apsw.NotADBError)
 
 
 def translate(error: Exception) -> errors.StorageError:

@@ -48,7 +48,10 @@ class HeadFile:
     _WIDTH = 64
 
     def __init__(self, path: Path) -> None:
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise StorageError(f"the file {path} cannot be used: {error}") from error
 
     def read(self) -> tuple[str, int] | None:
         """Epoch and head, None if nothing sensible was ever written."""

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,6 +30,8 @@ from storage.sqlite.threads import Threads
 from storage.sqlite.writer import Writer
 
 T = TypeVar("T")
+
+_TOUCH = "SELECT 1 FROM head WHERE id = 1"
 
 READERS = 2
 # Jobs that may wait for a thread; the group commit has a queue of its own and needs one place.
@@ -76,11 +79,16 @@ class SqliteEngine:
     def append(self, writes: list[Write]) -> asyncio.Future[Appended]:
         """Commit writes in one transaction (for the group commit alone)."""
         future = self._writing.submit(Writer.append, writes)
-        future.add_done_callback(self._refresh)
+        future.add_done_callback(self._appended)
         return future
 
-    def _refresh(self, _: object = None) -> None:
+    def _appended(self, _: object) -> None:
         self._state = self._writer.state
+
+    def _swept(self) -> None:
+        # The writer may be ahead by a commit that is not published yet.
+        state, floor = self._state, self._writer.state.floor
+        self._state = LogState(state.epoch, state.head, min(floor, state.head))
 
     async def read_from(self, offset: int, until: int, limit: int, selection: Selection) -> LogPage:
         """See storage.log.Log."""
@@ -128,7 +136,7 @@ class SqliteEngine:
 
     async def delete_device(self, device: str, *, readings: bool) -> None:
         """Forget a device, with `readings` all that it wrote; NotFound."""
-        await self._writing.run(_attempt, Writer.delete_device, device, readings, deadline=self._deadline)
+        await self._writing.run(Writer.delete_device, device, readings, deadline=self._deadline)
 
     # -- accounts ------------------------------------------------------------------------------
 
@@ -163,10 +171,10 @@ class SqliteEngine:
 
         In small transactions between the commits, so that no writer waits long.
         """
-        while await self._writing.run(_attempt, Writer.sweep, oldest, deadline=self._deadline):
-            self._refresh()
-        self._refresh()
-        await self._writing.run(_attempt, Writer.forget_expired, self._now(), deadline=self._deadline)
+        while await self._writing.run(Writer.sweep, oldest, deadline=self._deadline):
+            self._swept()
+        self._swept()
+        await self._writing.run(Writer.forget_expired, self._now(), deadline=self._deadline)
 
     async def ping(self) -> None:
         """Whether reading and writing are possible at all: Unavailable, Timeout."""
@@ -174,10 +182,10 @@ class SqliteEngine:
         await self._read(Reader.revocations, self._now() // 1_000_000)
 
     async def _read(self, work: Callable[..., T], *args: Any) -> T:
-        return await self._reading.run(_attempt, work, *args, deadline=self._deadline)
+        return await self._reading.run(_read, work, *args, deadline=self._deadline)
 
     async def _write(self, work: Callable[..., T], *args: Any) -> T:
-        return await self._writing.run(_on_connection, work, *args, deadline=self._deadline)
+        return await self._writing.run(Writer.run, work, *args, deadline=self._deadline)
 
 
 class _Parts(Struct):
@@ -191,29 +199,29 @@ class _Parts(Struct):
 
 
 def _open(path: Path, loop: asyncio.AbstractEventLoop) -> _Parts:
-    directory = DataDirectory(path)
-    try:
+    with ExitStack() as stack:
+        directory = DataDirectory(path)
+        stack.callback(directory.release)
         heads = HeadFile(path / "head")
+        stack.callback(heads.close)
         writer = Writer(directory.database, heads)
-        readers = [Reader(directory.database) for _ in range(READERS)]
+        stack.callback(writer.close)
+        readers = []
+        for _ in range(READERS):
+            readers.append(Reader(directory.database))
+            stack.callback(readers[-1].close)
         writing = Threads([writer], WRITES_WAITING, "sqlite-writer", loop)
         reading = Threads(readers, READS_WAITING, "sqlite-reader", loop)
-        return _Parts(directory, heads, writer, writing, reading)
-    except BaseException:
-        directory.release()
-        raise
+        stack.pop_all()
+    return _Parts(directory, heads, writer, writing, reading)
 
 
-def _attempt(worker: Any, work: Callable[..., T], *args: Any) -> T:
+def _read(reader: Reader, work: Callable[..., T], *args: Any) -> T:
     try:
-        return work(worker, *args)
+        return work(reader, *args)
     except apsw.Error as error:
         raise translate(error) from error
 
 
-def _on_connection(writer: Writer, work: Callable[..., T], *args: Any) -> T:
-    return _attempt(writer.connection, work, *args)
-
-
 def _touch(connection: apsw.Connection) -> None:
-    connection.execute("SELECT 1 FROM head").fetchall()
+    connection.execute(_TOUCH).fetchall()

@@ -1,12 +1,13 @@
 """Reading the embedded log. Everything here runs in one of the readers' threads."""
 
+import contextlib
 import heapq
 import itertools
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import apsw
 import msgspec
 
 from storage.errors import NotFound
@@ -18,7 +19,7 @@ from storage.sqlite.values import IS_NUMBER, decode_value
 
 _LOG = (
     "SELECT r.offset, s.device, s.metric, r.ts, r.value FROM readings r "
-    "JOIN series s ON s.id = r.series WHERE r.offset > ? AND r.offset <= ? ORDER BY r.offset LIMIT ?"
+    "LEFT JOIN series s ON s.id = r.series WHERE r.offset > ? AND r.offset <= ? ORDER BY r.offset LIMIT ?"
 )
 _SERIES = "SELECT id, metric FROM series WHERE device = ? ORDER BY metric"
 _RANGE = "SELECT ts, offset, value FROM readings WHERE series = ? AND ts >= ? AND ts < ? ORDER BY ts"
@@ -41,7 +42,7 @@ _LAST = (
 _DEVICE = "SELECT device, name, labels, created_at, last_seen, last_offset FROM devices WHERE device = ?"
 _DEVICES = (
     "SELECT device, name, labels, created_at, last_seen, last_offset FROM devices "
-    "WHERE device > ? AND device >= ? AND device < ? ORDER BY device"
+    "WHERE device >= ? AND device < ? ORDER BY device"
 )
 _CLIENT = "SELECT id, secret_hash, scopes, devices, ttl, created_at FROM clients WHERE id = ?"
 _CLIENTS = (
@@ -60,26 +61,52 @@ class Reader:
 
     def __init__(self, path: Path) -> None:
         self._connection = open_reader(path)
+        self._interrupted = False
+        # Those that a job may leave half read.
+        self._cursors: list[apsw.Cursor] = []
 
     def interrupt(self) -> None:
-        """Make the statement that runs now fail."""
+        """Make the statement that runs now fail, and those that the same job would run next."""
+        self._interrupted = True
         self._connection.interrupt()
+
+    def rest(self) -> None:
+        """End what the job has begun.
+
+        A cursor that somebody still holds, and be it the traceback of an error, would keep its
+        snapshot: the next job would see old data, and the WAL would grow.
+        """
+        for cursor in self._cursors:
+            cursor.close(True)
+        self._cursors.clear()
+        if self._connection.in_transaction:
+            with contextlib.suppress(apsw.Error):
+                self._connection.execute("ROLLBACK")
+        self._interrupted = False
 
     def close(self) -> None:
         """Close the connection."""
         self._connection.close()
 
-    def _execute(self, sql: str, bindings: tuple[Any, ...]) -> Any:
-        return self._connection.execute(sql, bindings)
+    def _rows(self, sql: str, bindings: tuple[Any, ...]) -> Any:
+        """The rows of a statement one by one, as far as somebody asks."""
+        cursor = self._connection.cursor()
+        self._cursors.append(cursor)
+        return self._run(cursor, sql, bindings)
 
-    @contextmanager
-    def _snapshot(self) -> Iterator[None]:
-        """All statements inside see the database as of one moment."""
+    def _execute(self, sql: str, bindings: tuple[Any, ...]) -> Any:
+        """For who takes all rows at once."""
+        return self._run(self._connection.cursor(), sql, bindings)
+
+    def _run(self, cursor: apsw.Cursor, sql: str, bindings: tuple[Any, ...]) -> apsw.Cursor:
+        # SQLite forgets an interrupt that comes between two statements.
+        if self._interrupted:
+            raise apsw.InterruptError("interrupted")
+        return cursor.execute(sql, bindings)
+
+    def _hold(self) -> None:
+        """All statements until the end of the job see the database as of one moment."""
         self._connection.execute("BEGIN")
-        try:
-            yield
-        finally:
-            self._connection.execute("COMMIT")
 
     # -- readings ------------------------------------------------------------------------------
 
@@ -88,10 +115,11 @@ class Reader:
         takes = selection.takes
         readings: list[Reading] = []
         scanned, last = 0, offset
-        for row in self._execute(_LOG, (offset, until, SEARCH_ROWS)):
+        for row in self._rows(_LOG, (offset, until, SEARCH_ROWS)):
             scanned += 1
             last, device, metric, ts, value = row
-            if takes(device, metric):
+            # What was deleted and not swept yet has no series any more.
+            if device is not None and takes(device, metric):
                 readings.append(Reading(last, device, metric, ts, decode_value(value)))
                 if len(readings) == limit:
                     return LogPage(readings, last)
@@ -104,7 +132,10 @@ class Reader:
         series = self._series_of(span.device, span.metrics)
         start, end = span.start, span.end
         if after is not None:
-            start, end = (start, after[0] + 1) if span.descending else (after[0], end)
+            if span.descending:
+                end = min(end, after[0] + 1)
+            else:
+                start = max(start, after[0])
         lanes = [self._lane(span, id, metric, start, end) for id, metric in series]
         merged = heapq.merge(*lanes, key=_place, reverse=span.descending)
         wanted: Iterator[Reading] = (reading for reading in merged if reading.offset <= until)
@@ -117,7 +148,7 @@ class Reader:
 
     def _lane(self, span: Range, id: int, metric: str, start: int, end: int) -> Iterator[Reading]:
         # Cursors step only as far as the merge asks, so a page costs a page, however long the range.
-        for ts, offset, value in self._execute(_RANGE_DOWN if span.descending else _RANGE, (id, start, end)):
+        for ts, offset, value in self._rows(_RANGE_DOWN if span.descending else _RANGE, (id, start, end)):
             yield Reading(offset, span.device, metric, ts, decode_value(value))
 
     def buckets(
@@ -129,6 +160,7 @@ class Reader:
         limit: int,
     ) -> list[Bucket]:
         """See storage.log.Log."""
+        self._hold()
         self._must_exist(span.device)
         start = span.start if after is None else max(span.start, after[0])
         lanes = [
@@ -162,14 +194,14 @@ class Reader:
 
     def latest(self, device: str) -> Latest:
         """See storage.log.Log."""
-        with self._snapshot():
-            return self._latest(device, self._must_exist(device)[5])
+        self._hold()
+        return self._latest(device, self._must_exist(device)[5])
 
     def latest_page(self, selection: Selection, after: str, limit: int) -> list[Latest]:
         """See storage.log.Log."""
-        with self._snapshot():
-            rows = itertools.islice(self._selected(selection, after), limit)
-            return [self._latest(row[0], row[5]) for row in rows]
+        self._hold()
+        rows = itertools.islice(self._selected(selection, after), limit)
+        return [self._latest(row[0], row[5]) for row in rows]
 
     def _latest(self, device: str, offset: int) -> Latest:
         metrics = {}
@@ -201,8 +233,10 @@ class Reader:
         return [self._device(row) for row in rows]
 
     def _selected(self, selection: Selection, after: str) -> Iterator[tuple[Any, ...]]:
+        # The smallest id after `after`: a statement with two lower bounds searches by one of them only.
+        following = after + "\0"
         for prefix in selection.prefixes():
-            for row in self._execute(_DEVICES, (after, prefix, prefix + "\U0010ffff")):
+            for row in self._rows(_DEVICES, (max(following, prefix), prefix + "\U0010ffff")):
                 if selection.takes_device(row[0]):
                     yield row
 

@@ -15,7 +15,10 @@ class Connected(Protocol):
     """What a thread works on. `interrupt` may be called from any thread."""
 
     def interrupt(self) -> None:
-        """Make the statement that runs now fail."""
+        """Make the job that runs now fail."""
+
+    def rest(self) -> None:
+        """Called in the thread after each job: leave nothing of it behind. Never fails."""
 
     def close(self) -> None:
         """Called in the thread when it ends."""
@@ -37,8 +40,8 @@ class _Job(Generic[C]):
 class Threads(Generic[C]):
     """Threads, each with a connection of its own, that share one queue of jobs.
 
-    A job is `work(connection, *args)`. At most `bound` jobs wait. Used on the event loop `loop`, but not
-    made there: starting a thread blocks.
+    A job is `work(connection, *args)`. `run` takes none while `bound` jobs wait. Used on the event
+    loop `loop`, but not made there: starting a thread blocks.
     """
 
     def __init__(self, connections: list[C], bound: int, name: str, loop: asyncio.AbstractEventLoop) -> None:
@@ -57,11 +60,13 @@ class Threads(Generic[C]):
             thread.start()
 
     def submit(self, work: Callable[..., T], *args: Any) -> asyncio.Future[T]:
-        """Queue a job; the future has its result. Cancelling the future does not stop the job."""
+        """Queue a job of somebody who bounds his jobs himself; the future has its result."""
         return self._put(work, args).future
 
     async def run(self, work: Callable[..., T], *args: Any, deadline: float) -> T:
         """Do the job and give its result; interrupted after `deadline` seconds (Timeout) or if cancelled."""
+        if self._waiting >= self._bound:
+            raise Unavailable("too many requests wait for the database")
         job = self._put(work, args)
         try:
             async with asyncio.timeout(deadline):
@@ -84,8 +89,6 @@ class Threads(Generic[C]):
     def _put(self, work: Callable[..., Any], args: tuple[Any, ...]) -> _Job[C]:
         if self._closed:
             raise Unavailable("the database is closed")
-        if self._waiting >= self._bound:
-            raise Unavailable("too many requests wait for the database")
         job: _Job[C] = _Job(work, args, self._loop.create_future())
         self._waiting += 1
         self._jobs.put(job)
@@ -99,15 +102,17 @@ class Threads(Generic[C]):
         while (job := self._jobs.get()) is not None:
             result: Any = None
             failure: BaseException | None = None
-            if not job.future.cancelled():
-                with self._changing:
+            with self._changing:
+                if not job.future.cancelled():
                     job.running_on = connection
+            if job.running_on is not None:
                 try:
                     result = job.work(connection, *job.args)
                 except BaseException as raised:
                     failure = raised
                 with self._changing:
                     job.running_on = None
+                    connection.rest()
             try:
                 self._loop.call_soon_threadsafe(self._finish, job.future, result, failure)
             except RuntimeError:
