@@ -26,6 +26,7 @@ from server import identity, logs, routes
 from server.dispatch import Cors, Dispatch, Endpoint
 from server.encoding import Encoder
 from server.fast_lane import FastLane
+from server.fast_protocol import FastProtocol
 from server.lane import Lane
 from server.memo import HeadMemo
 from server.metrics import Metrics
@@ -235,25 +236,27 @@ class Gate:
             settings.queue_bytes,
             settings.body_timeout,
         )
-        fast = FastLane(
-            dispatch,
-            self.verifier,
-            self._requests,
-            self.encoder,
-            self.metrics,
-            log.access,
-            wall_clock,
-            self.memo,
-            settings.body_timeout,
-        )
+        protocol = None
+        if settings.fast_lane:
+            fast = FastLane(
+                lane,
+                dispatch,
+                self.verifier,
+                self._requests,
+                self.encoder,
+                self.metrics,
+                log.access,
+                wall_clock,
+                self.memo,
+            )
+            protocol = partial(FastProtocol, fast=fast)
         return GateServer(
             lane,
-            fast if settings.fast_lane and not settings.trusted_proxies else None,
             self.encoder,
             self.metrics,
+            protocol,
             max_connections=settings.max_connections,
             header_timeout=settings.header_timeout,
-            body_timeout=settings.body_timeout,
             keepalive_timeout=settings.keepalive_timeout,
         )
 

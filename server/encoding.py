@@ -56,8 +56,7 @@ class Encoder:
 
     def _start(self, status: int) -> str:
         start = self._starts[status] = (
-            f"{_STATUS_LINES[status]}Date: {self._date}\r\nX-Content-Type-Options: nosniff\r\n"
-            "X-Request-ID: "
+            f"{_STATUS_LINES[status]}Date: {self._date}\r\nX-Content-Type-Options: nosniff\r\nX-Request-ID: "
         )
         return start
 

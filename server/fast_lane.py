@@ -1,9 +1,7 @@
-"""The fast lane: plain requests answered from `data_received`, without a task, by one write.
+"""The fast lane: plain requests that are whole, answered without a task and by one write.
 
-It frames requests itself (head end and Content-Length) where the connection stands at a boundary,
-and calls the same dispatch and the same handlers as the common lane. What is not plain (chunks,
-upgrades, codings, HTTP/1.0, `Connection: close`, Expect, large bodies under new heads) goes to the
-common lane, in its turn.
+The same dispatch and the same handlers as in the common lane. What is not plain (chunks, upgrades,
+codings, HTTP/1.0, `Connection: close`, Expect) goes to the common lane.
 """
 
 import asyncio
@@ -21,7 +19,7 @@ from auth.tokens import KeyUnknown, TokenVerifier
 from handlers.exchange import Deferred, Headers, Kind, Request, Response
 from server.dispatch import Admitted, Dispatch, Preflight, RequestIds
 from server.encoding import Encoder
-from server.lane import NO_ROUTE, Wire, ends_connection
+from server.lane import NO_ROUTE, Lane, StreamWire, close_pieces
 from server.logs import AccessLog
 from server.memo import HeadMemo, Known
 from server.metrics import Metrics
@@ -33,6 +31,7 @@ BODY_MAX = 64 * 1024
 
 _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,8})[ \t]*\r\n", re.IGNORECASE)
 _DIGITS = re.compile(r"0|[1-9][0-9]{0,7}", re.ASCII)
+_NOT_PLAIN = frozenset(("Connection", "Content-Encoding", "Expect", "Transfer-Encoding", "Upgrade"))
 
 
 class Connection(Protocol):
@@ -42,13 +41,10 @@ class Connection(Protocol):
     def address(self) -> str:
         """The peer's address."""
 
-    def end(self) -> None:
-        """End the connection after the answer that is being made."""
-
     def finish(self, data: bytes) -> None:
         """Write the answer that was pending, then go on with what came meanwhile."""
 
-    async def finish_stream(self, wire: Wire) -> None:
+    async def finish_stream(self, wire: StreamWire) -> None:
         """The same for an answer in pieces."""
 
 
@@ -58,55 +54,28 @@ def announced_length(head: bytes) -> int:
     return 0 if found is None else int(found[1])
 
 
-def is_plain(message: RawRequestMessage) -> bool:
-    """Whether a parsed request may be answered by the fast lane."""
+def is_plain(message: RawRequestMessage, length: int) -> bool:
+    """Whether a parsed request, whose body came whole and had `length` bytes, is one for the fast lane."""
     headers = message.headers
+    announced = headers.get("Content-Length", "0")
     return (
         message.version == (1, 1)
         and not message.should_close
         and not message.upgrade
         and not message.chunked
-        and message.compression is None
         and message.method != "CONNECT"
-        and "Expect" not in headers
-        and "Content-Encoding" not in headers
-        and "Transfer-Encoding" not in headers
-        and "Upgrade" not in headers
-        and _DIGITS.fullmatch(headers.get("Content-Length", "0")) is not None
+        and _NOT_PLAIN.isdisjoint(headers)
+        and _DIGITS.fullmatch(announced) is not None
+        and int(announced) == length
     )
 
 
-class _Pending:
-    """A request whose answer comes later, and where it goes then."""
-
-    __slots__ = ("admitted", "connection", "lane", "origin", "request_id", "started")
-
-    def __init__(
-        self,
-        lane: "FastLane",
-        connection: Connection,
-        admitted: Admitted,
-        request_id: str,
-        origin: str,
-        started: float,
-    ) -> None:
-        self.lane = lane
-        self.connection = connection
-        self.admitted = admitted
-        self.request_id = request_id
-        self.origin = origin
-        self.started = started
-
-
 class FastLane:
-    """Answers requests that are whole. One for all connections.
-
-    `deadline`: seconds a client may take to read on in a streamed answer. `closing`: answers end
-    their connections.
-    """
+    """Answers requests that are whole. One for all connections."""
 
     def __init__(
         self,
+        lane: Lane,
         dispatch: Dispatch,
         verifier: TokenVerifier,
         requests: Limiter | None,
@@ -115,8 +84,8 @@ class FastLane:
         access: AccessLog | None,
         now: Callable[[], int],
         memo: HeadMemo,
-        deadline: float,
     ) -> None:
+        self._lane = lane
         self._dispatch = dispatch
         self._verifier = verifier
         self._requests = requests
@@ -124,82 +93,68 @@ class FastLane:
         self._observe = metrics.observe_request
         self._access = access
         self._now = now
-        self._deadline = deadline
-        self._ids = RequestIds()
+        self._choose_id = RequestIds().choose
         self._tasks: set[asyncio.Task[None]] = set()
         self.memo = memo
-        self.closing = False
 
     def recall(self, head: bytes) -> Known | None:
         """What this head means, if it still does: its token lives and nothing was revoked since."""
         known = self.memo.get(head)
-        if known is None or known.admitted.endpoint.scope is None:
+        if known is None or not known.guarded:
             return known
         if known.generation == self._verifier.generation and known.expires > self._now():
             return known
+        # The dispatch will look at it with fresh eyes, and it may be remembered anew.
         self.memo.drop(head)
         return None
 
     def answer_known(self, connection: Connection, known: Known, body: bytes) -> bytes | None:
         """The answer to a request with a known head; None: it is pending."""
         started = perf_counter()
-        admitted, request_id = known.admitted, known.request_id or self._ids.choose("")
-        endpoint = admitted.endpoint
-        if self._requests is not None and endpoint.cost and endpoint.scope is not None:
+        request_id = known.request_id or self._choose_id("")
+        if self._requests is not None and known.cost:
             try:
-                self._requests.take(admitted.head.principal.account, endpoint.cost)
+                self._requests.take(known.account, known.cost)
             except LimitExceeded as error:
                 response = self._dispatch.problem(error, request_id)
-                return self._whole(connection, admitted, response, request_id, known.origin, started)
-        return self._answer(connection, admitted, body, request_id, known.origin, started)
+                return self._whole(known.admitted, response, request_id, known.origin, started, connection)
+        return self._answer(connection, known.admitted, body, request_id, known.origin, started)
 
     def answer_parsed(
         self, connection: Connection, message: RawRequestMessage, payload: StreamReader, head: bytes
     ) -> bytes | None:
         """The answer to a request that the parser has accepted; None: it is pending.
 
-        `head`: its bytes if they are to be remembered, else empty. KeyUnknown: the common lane must
-        fetch keys first.
+        `head`: its bytes if they are to be remembered, else empty. KeyUnknown: nothing was done yet,
+        keys of an outside issuer must be fetched first.
         """
         started = perf_counter()
         headers = cast("Headers", message.headers)
-        request_id = self._ids.choose(headers.get("X-Request-ID", ""))
-        origin = headers.get("Origin", "")
+        given, origin = headers.get("X-Request-ID", ""), headers.get("Origin", "")
+        request_id = self._choose_id(given)
         try:
             admitted = self._dispatch.admit(message.method, message.path, (1, 1), headers)
         except KeyUnknown:
             raise
-        except Preflight as preflight:
-            response = preflight.response
         except Exception as error:
-            response = self._dispatch.problem(error, request_id)
-        else:
-            return self._answer_admitted(connection, admitted, payload, head, request_id, origin, started)
-        path = message.path.partition("?")[0]
-        return self._encoded(
-            connection, response, request_id, origin, started, ANONYMOUS, NO_ROUTE, message.method, path
-        )
-
-    def _answer_admitted(
-        self,
-        connection: Connection,
-        admitted: Admitted,
-        payload: StreamReader,
-        head: bytes,
-        request_id: str,
-        origin: str,
-        started: float,
-    ) -> bytes | None:
+            response = (
+                error.response if isinstance(error, Preflight) else self._dispatch.problem(error, request_id)
+            )
+            path = message.path.partition("?")[0]
+            return self._encoded(
+                response, request_id, origin, started, ANONYMOUS, NO_ROUTE, message.method, path, connection
+            )
         body = b"" if payload is EMPTY_PAYLOAD else payload.read_nowait(-1)
         if head:
-            given = admitted.head.headers.get("X-Request-ID", "")
             # An id that was not sane got another one, which must not be given twice.
             kept = request_id if given == request_id else ""
             self.memo.put(head, Known(admitted, len(body), self._verifier.generation, kept, origin))
+        if not admitted.endpoint.consumes:
+            body = b""
         return self._answer(connection, admitted, body, request_id, origin, started)
 
     async def drain(self) -> None:
-        """Wait for the answers that are being made."""
+        """Wait for the answers that tasks are making."""
         while self._tasks:
             await asyncio.wait(self._tasks)
 
@@ -216,69 +171,66 @@ class FastLane:
     ) -> bytes | None:
         endpoint = admitted.endpoint
         request = Request(admitted.head, body, request_id, connection.address, self._now())
-        answer = self._dispatch.call(endpoint, request)
+        try:
+            answer = endpoint.handler(request)
+        except Exception as error:
+            answer = self._dispatch.problem(error, request_id)
         if answer.__class__ is Response:
-            return self._whole(connection, admitted, answer, request_id, origin, started)
-        pending = _Pending(self, connection, admitted, request_id, origin, started)
+            return self._whole(admitted, answer, request_id, origin, started, connection)
         if endpoint.kind is Kind.COMMIT:
             deferred = cast("Deferred", answer)
-            deferred.write.then(lambda _: self._settled(pending, deferred))
+
+            def settled(_: object) -> None:
+                response = self._dispatch.render(deferred, request_id)
+                connection.finish(self._whole(admitted, response, request_id, origin, started, connection))
+
+            deferred.write.then(settled)
             return None
+        making = cast("Coroutine[Any, Any, Response]", answer)
         task = asyncio.get_running_loop().create_task(
-            self._run(pending, cast("Coroutine[Any, Any, Response]", answer))
+            self._run(connection, admitted, making, request_id, origin, started)
         )
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return None
 
-    def _settled(self, pending: _Pending, deferred: Deferred) -> None:
-        """The commit has answered."""
-        response = self._dispatch.render(deferred, pending.request_id)
-        self._finish(pending, response)
-
-    async def _run(self, pending: _Pending, answer: Coroutine[Any, Any, Response]) -> None:
+    async def _run(
+        self,
+        connection: Connection,
+        admitted: Admitted,
+        answer: Coroutine[Any, Any, Response],
+        request_id: str,
+        origin: str,
+        started: float,
+    ) -> None:
         try:
             response = await answer
         except Exception as error:
-            response = self._dispatch.problem(error, pending.request_id)
-        if response.chunks is None or pending.admitted.head.method == "HEAD":
-            self._finish(pending, response)
+            response = self._dispatch.problem(error, request_id)
+        data = self._whole(admitted, response, request_id, origin, started, connection)
+        pieces = response.chunks
+        if pieces is not None and admitted.head.method != "HEAD":
+            keep = not self._lane.closing
+            await connection.finish_stream(
+                StreamWire(connection, self._lane, data, pieces, request_id, keep=keep, chunked=True)
+            )
             return
-        data = self._whole(
-            pending.connection,
-            pending.admitted,
-            response,
-            pending.request_id,
-            pending.origin,
-            pending.started,
-        )
-        wire = Wire(pending.connection, data, not self.closing, self._deadline, response, chunked=True)
-        await pending.connection.finish_stream(wire)
-
-    def _finish(self, pending: _Pending, response: Response) -> None:
-        data = self._whole(
-            pending.connection,
-            pending.admitted,
-            response,
-            pending.request_id,
-            pending.origin,
-            pending.started,
-        )
-        pending.connection.finish(data)
+        if pieces is not None:
+            await close_pieces(pieces)
+        connection.finish(data)
 
     def _whole(
         self,
-        connection: Connection,
         admitted: Admitted,
         response: Response,
         request_id: str,
         origin: str,
         started: float,
+        connection: Connection,
     ) -> bytes:
         """The bytes of an answer, counted; of a streamed one the head."""
         head = admitted.head
         return self._encoded(
-            connection,
             response,
             request_id,
             origin,
@@ -287,11 +239,11 @@ class FastLane:
             admitted.endpoint.index,
             head.method,
             head.raw_path,
+            connection,
         )
 
     def _encoded(
         self,
-        connection: Connection,
         response: Response,
         request_id: str,
         origin: str,
@@ -300,24 +252,28 @@ class FastLane:
         index: int,
         method: str,
         path: str,
+        connection: Connection,
     ) -> bytes:
-        status = response.status
-        close = self.closing or ends_connection(status)
-        if close:
-            connection.end()
         data = self._encode(
             response,
             request_id,
             self._dispatch.header_lines(principal, origin),
             bodiless=method == "HEAD",
-            close=close,
+            connection="close" if self._lane.closing else "",
             chunked=response.chunks is not None,
         )
+        status = response.status
         seconds = perf_counter() - started
         self._observe(index, status, seconds)
         if self._access is not None:
-            address = connection.address
             self._access.record(
-                request_id, address, principal.subject, method, path, status, len(response.body), seconds
+                request_id,
+                connection.address,
+                principal.subject,
+                method,
+                path,
+                status,
+                len(response.body),
+                seconds,
             )
         return data

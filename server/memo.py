@@ -6,21 +6,36 @@ from server.dispatch import Admitted
 class Known:
     """What the exact bytes of a head mean. Nothing of a connection, a body or an answer is in it.
 
-    `generation`: of keys and revocations when the token was checked. `expires`: of the token, in
-    microseconds. `length`: of the body. `request_id`: as the client gave it, "" if it gave none.
+    `guarded`: it has a token, with `expires` in microseconds; `generation`: of keys and revocations
+    when it was checked. `account`, `cost`: what the limit is taken from. `length`: of the body.
+    `request_id`: as the client gave it, "" if it gave none.
     """
 
-    __slots__ = ("admitted", "expires", "generation", "length", "origin", "recent", "request_id")
+    __slots__ = (
+        "account",
+        "admitted",
+        "cost",
+        "expires",
+        "generation",
+        "guarded",
+        "length",
+        "origin",
+        "recent",
+        "request_id",
+    )
 
     def __init__(
         self, admitted: Admitted, length: int, generation: int, request_id: str, origin: str
     ) -> None:
+        endpoint, principal = admitted.endpoint, admitted.head.principal
         self.admitted = admitted
         self.length = length
         self.generation = generation
         self.request_id = request_id
         self.origin = origin
-        principal = admitted.head.principal
+        self.guarded = endpoint.scope is not None
+        self.cost = endpoint.cost if self.guarded else 0
+        self.account = principal.account
         self.expires = int(principal.expires * 1_000_000)
         # Used since the hand of the clock came by.
         self.recent = False
@@ -57,11 +72,9 @@ class HeadMemo:
 
     def put(self, head: bytes, known: Known) -> None:
         """Remember a head."""
-        if head in self._known:
-            self._known[head] = known
-            return
+        if head not in self._known:
+            self.bytes += len(head)
         self._known[head] = known
-        self.bytes += len(head)
         while len(self._known) > self._entries or self.bytes > self._size:
             self._make_room()
 

@@ -6,6 +6,7 @@ The fast lane will live here: it needs what is measured here already, where one 
 import asyncio
 import contextlib
 import logging
+from collections.abc import Callable
 from typing import Any, cast
 
 from aiohttp import web
@@ -13,11 +14,9 @@ from aiohttp.http_exceptions import LineTooLong
 from aiohttp.streams import StreamReader
 from aiohttp.web_protocol import RequestHandler, RequestPayloadError
 
-from auth.tokens import KeyUnknown
 from handlers.problems import Problem, retry_after
 from server.dispatch import RequestIds
 from server.encoding import Encoder
-from server.fast_lane import BODY_MAX, HEAD_MAX, FastLane, announced_length, is_plain
 from server.lane import NO_ROUTE, Lane, Wire
 from server.metrics import Metrics
 
@@ -31,10 +30,10 @@ FIELDS_MAX = 128
 # gets to see it.
 LINGER = 5.0
 
-_HEAD_END = b"\r\n\r\n"
+HEAD_END = b"\r\n\r\n"
 
 # Where a request ends cannot be told any more (chunks, pipelining, an upgrade, an error).
-_UNKNOWN = -1
+UNKNOWN = -1
 
 
 class GateServer(web.Server):
@@ -43,13 +42,12 @@ class GateServer(web.Server):
     def __init__(
         self,
         lane: Lane,
-        fast: FastLane | None,
         encoder: Encoder,
         metrics: Metrics,
+        protocol: "Callable[..., GateProtocol] | None" = None,
         *,
         max_connections: int,
         header_timeout: float,
-        body_timeout: float,
         keepalive_timeout: float,
     ) -> None:
         super().__init__(
@@ -62,14 +60,12 @@ class GateServer(web.Server):
             lingering_time=LINGER,
             auto_decompress=False,
         )
+        self._protocol = protocol or GateProtocol
         self.lane = lane
-        # None: everything goes through the common lane.
-        self.fast = fast
         self.encoder = encoder
         self.metrics = metrics
         self.max_connections = max_connections
         self.header_timeout = header_timeout
-        self.body_timeout = body_timeout
         self.ids = RequestIds()
         self.accepted = 0
         self.refused = 0
@@ -78,7 +74,7 @@ class GateServer(web.Server):
 
     def __call__(self) -> RequestHandler:
         """A protocol for a new connection."""
-        return GateProtocol(self, loop=self._loop, **self._kwargs)
+        return self._protocol(self, loop=self._loop, **self._kwargs)
 
     @property
     def open(self) -> int:
@@ -119,7 +115,7 @@ class GateServer(web.Server):
 
 
 class GateProtocol(RequestHandler):
-    """One connection.
+    """One connection."""
 
     __slots__ = ("_begun", "_gate", "_head_until", "_remaining", "_socket", "_tail", "_unread_until")
 
@@ -160,176 +156,10 @@ class GateProtocol(RequestHandler):
             self._socket = None
             super().connection_lost(exc)
 
-    @property
-    def _idle(self) -> bool:
-        """Whether aiohttp waits for a request."""
-        return self._waiter is not None and not self._waiter.done() and not self._messages
-
-    @property
-    def busy(self) -> bool:
-        """Whether a request is being received (its head is whole) or answered."""
-        return self._pending or self._missing > 0 or not self._idle
-
-    def expire(self, now: float) -> None:
-        """Close the connection if a request takes too long to come."""
-        transport = self.transport
-        if transport is None or self._pending or not self._idle or not self._until or now < self._until:
-            return
-        if self._missing:
-            transport.write(self._late("body", self._gate.body_timeout))
-        elif self._head or self._kept:
-            transport.write(self._late("head", self._gate.header_timeout))
-        self.force_close()
-
-    def _late(self, what: str, seconds: float) -> bytes:
-        self._gate.metrics.observe_request(NO_ROUTE, 408, 0.0)
-        return self._problem(Problem("request_timeout", f"the {what} did not arrive within {seconds} s"))
-
-    def _process_keepalive(self) -> None:
-        # A pending answer suspends the deadline, which begins anew with the answer.
-        if self._pending:
-            self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
-        super()._process_keepalive()
-
-    # -- bytes ---------------------------------------------------------------------------------
-
     def data_received(self, data: bytes) -> None:
         """Let aiohttp parse, and keep track of where requests end."""
         if self._socket is None:
             return
-        if self._pending:
-            self._keep(data)
-        elif self._missing > 0:
-            self._kept.append(data)
-            self._missing -= len(data)
-            if self._missing <= 0:
-                self._missing = 0
-                self._frame(self._take_kept())
-        elif self._kept:
-            self._kept.append(data)
-            self._frame(self._take_kept())
-        elif self._fast is not None and data and self._remaining == 0 and not self._head and self._idle:
-            self._frame(data)
-        else:
-            self._feed(data)
-
-    def _keep(self, data: bytes) -> None:
-        """Keep what came too early; a client that sends on and on is not read any more."""
-        self._kept.append(data)
-        self._kept_size += len(data)
-        if self._kept_size > KEPT_MAX and not self._held and self.transport is not None:
-            self._held = True
-            self.transport.pause_reading()
-
-    def _take_kept(self) -> bytes:
-        data = b"".join(self._kept)
-        self._kept.clear()
-        self._kept_size = 0
-        if self._held:
-            self._held = False
-            if self.transport is not None:
-                self.transport.resume_reading()
-        return data
-
-    def _frame(self, data: bytes) -> None:
-        """Answer the whole requests in `data`, at a boundary; keep or hand on the rest."""
-        fast = self._fast
-        assert fast is not None
-        answers: list[bytes] = []
-        start, size = 0, len(data)
-        self._until = 0.0
-        while start < size and not self._ending:
-            end = data.find(b"\r\n\r\n", start) + 4
-            if end < 4:
-                self._write(answers)
-                self._await_head(data[start:])
-                return
-            head = data[start:end]
-            known = fast.recall(head)
-            stop = end + (announced_length(head) if known is None else known.length)
-            if stop > size and known is not None:
-                self._write(answers)
-                self._await_body(data[start:], stop - size)
-                return
-            self._pending = True
-            if known is not None:
-                answer = fast.answer_known(self, known, data[end:stop])
-            elif stop <= size and stop - end <= BODY_MAX and self._parse(data[start:stop], end - start):
-                try:
-                    answer = self._answer_parsed(head)
-                except KeyUnknown:
-                    self._hand_over(answers, data[stop:])
-                    return
-            else:
-                self._hand_over(answers, data[stop if self._messages else start :])
-                return
-            start = stop
-            if answer is None:
-                break
-            self._pending = False
-            answers.append(answer)
-        self._write(answers)
-        if start < size:
-            self._keep(data[start:])
-
-    def _await_head(self, begun: bytes) -> None:
-        """Keep the beginning of a head; one that is too long for the lane is aiohttp's."""
-        if len(begun) > HEAD_LIMIT:
-            self._feed(begun)
-            return
-        self._kept.append(begun)
-        self._until = self._loop.time() + self._gate.header_timeout
-
-    def _await_body(self, begun: bytes, missing: int) -> None:
-        """Keep a request under a known head until its body is whole."""
-        self._kept.append(begun)
-        self._missing = missing
-        self._until = self._loop.time() + self._gate.body_timeout
-
-    def _parse(self, request: bytes, end: int) -> bool:
-        """Let aiohttp's parser have one measured request; whether the lane may answer it.
-
-        If not, it waits in aiohttp's queue, as everything that aiohttp parses does. `end`: of the head.
-        """
-        # Without its waiter aiohttp's task is not woken for a message that it will not get.
-        waiter, self._waiter = self._waiter, None
-        super().data_received(request)
-        self._waiter = waiter
-        if len(self._messages) == 1 and not self._upgraded:
-            message, payload = self._messages[0]
-            length = len(request) - end
-            if type(message) is RawRequestMessage and payload.is_eof() and request[0] > _CONTROLS:
-                self._remaining = 0 if _length_of(message) == length else _UNKNOWN
-                return self._remaining == 0 and is_plain(message)
-        self._remaining = _UNKNOWN
-        return False
-
-    def _answer_parsed(self, head: bytes) -> bytes | None:
-        """Answer the one message that the parser has; KeyUnknown leaves it in the queue."""
-        message, payload = self._messages[0]
-        seen = len(head) <= HEAD_MAX and head == self._last_head
-        self._last_head = head
-        assert self._fast is not None
-        assert self._parser is not None
-        assert type(message) is RawRequestMessage
-        answer = self._fast.answer_parsed(self, message, payload, head if seen else b"")
-        self._messages.popleft()
-        self._parser.message_consumed()
-        return answer
-
-    def _hand_over(self, answers: list[bytes], rest: bytes) -> None:
-        """Leave what the parser has, and the rest, to aiohttp; what was answered before goes out first."""
-        self._pending = False
-        self._write(answers)
-        if self._messages and self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-        if self._remaining == _UNKNOWN:
-            self._until = self._loop.time() + self._gate.header_timeout
-        if rest:
-            self._feed(rest)
-
-    def _feed(self, data: bytes) -> None:
-        """Let aiohttp parse, and keep track of where requests begin and end."""
         before = self._request_count
         super().data_received(data)
         if self._parser is not None and data:
@@ -338,7 +168,7 @@ class GateProtocol(RequestHandler):
                 self._break_body()
 
     def _measure(self, data: bytes, messages: int) -> None:
-        """`messages`: how many heads the parser found in the data."""
+        """Keep track of where requests begin and end; `messages`: how many heads the parser found."""
         remaining = self._remaining
         if remaining == 0:
             if not self._begun:
@@ -349,16 +179,16 @@ class GateProtocol(RequestHandler):
             if messages == 0:
                 self._begin(data)
                 return
-            self._remaining = self._body_left(self._tail + data) if messages == 1 else _UNKNOWN
+            self._remaining = self._body_left(self._tail + data) if messages == 1 else UNKNOWN
         elif remaining > 0:
-            self._remaining = remaining - len(data) if len(data) <= remaining else _UNKNOWN
+            self._remaining = remaining - len(data) if len(data) <= remaining else UNKNOWN
         elif messages == 0 and self._idle:
             self._begin(data)
             return
         self._begun = False
         self._tail = (self._tail + data)[-4:]
         # Where the end is unknown, a head may have begun behind it, unless the bytes end like a whole one.
-        open_end = self._remaining == _UNKNOWN and self._tail != _HEAD_END
+        open_end = self._remaining == UNKNOWN and self._tail != HEAD_END
         self._head_until = self._loop.time() + self._gate.header_timeout if open_end else 0.0
         if not open_end:
             self._tail = b""
@@ -373,11 +203,11 @@ class GateProtocol(RequestHandler):
     def _body_left(self, received: bytes) -> int:
         """How much of the body of the only request in `received` is missing."""
         headers = getattr(self._messages[-1][0], "headers", None) if self._messages else None
-        end = received.find(_HEAD_END)
+        end = received.find(HEAD_END)
         if headers is None or end < 0 or self._upgraded or "Transfer-Encoding" in headers:
-            return _UNKNOWN
-        left = _length_of(message) - (len(received) - end - 4)
-        return left if left >= 0 else _UNKNOWN
+            return UNKNOWN
+        left = int(headers.get("Content-Length", 0)) - (len(received) - end - 4)
+        return left if left >= 0 else UNKNOWN
 
     def _break_body(self) -> None:
         """The parser gave up inside a body, which will never end: whoever reads it must know."""
@@ -393,10 +223,8 @@ class GateProtocol(RequestHandler):
             payload.feed_eof()
 
     @property
-    def address(self) -> str:
-        """The peer's address."""
-        peer = self.peername
-        return str(peer[0]) if type(peer) is tuple else ""
+    def _idle(self) -> bool:
+        return self._waiter is not None and not self._waiter.done() and not self._messages
 
     def expire(self, now: float) -> None:
         """Close the connection if a head takes too long, abort it if its last answers are not read."""
@@ -421,53 +249,10 @@ class GateProtocol(RequestHandler):
             transport.write(self._problem(Problem("request_timeout", detail)))
         self.force_close()
 
-    def finish(self, data: bytes) -> None:
-        """Write the answer that was pending, then go on with what came meanwhile."""
-        self._pending = False
-        self._write([data])
-        self._go_on()
-
-    async def finish_stream(self, wire: Wire) -> None:
-        """The same for an answer in pieces."""
-        try:
-            await wire.write_eof()
-        except ConnectionError:
+    def close_if_idle(self) -> None:
+        """Close the connection if no request is being answered or received."""
+        if self._idle:
             self.force_close()
-        self._pending = False
-        if not wire.keep_alive:
-            self._ending = True
-        self._write([])
-        self._go_on()
-
-    def _go_on(self) -> None:
-        if self._kept and not self._ending and self.transport is not None:
-            self._frame(self._take_kept())
-
-    def _write(self, answers: list[bytes]) -> None:
-        transport = self.transport
-        if transport is None:
-            return
-        if answers:
-            transport.write(answers[0] if len(answers) == 1 else b"".join(answers))
-        self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
-        if self._ending:
-            self.force_close()
-        elif self._paused and not self._held:
-            # Who does not read his answers is not read either.
-            self._held = True
-            self._until = self._loop.time() + self._gate.body_timeout
-            transport.pause_reading()
-
-    def resume_writing(self) -> None:
-        """The client reads on."""
-        super().resume_writing()
-        if self._held and not self._pending:
-            self._until = 0.0
-            self._held = False
-            if self.transport is not None:
-                self.transport.resume_reading()
-
-    # -- errors --------------------------------------------------------------------------------
 
     def handle_error(
         self,
@@ -490,14 +275,6 @@ class GateProtocol(RequestHandler):
     def _problem(self, problem: Problem) -> bytes:
         request_id = self._gate.ids.choose("")
         return self._gate.encoder.encode(problem.response(request_id), request_id, connection="close")
-
-
-def _length_of(message: RawRequestMessage) -> int:
-    """What a parsed head says of its body; _UNKNOWN if that is not a plain number."""
-    if message.chunked:
-        return _UNKNOWN
-    length = message.headers.get("Content-Length", "0")
-    return int(length) if length.isdecimal() and len(length) <= LENGTH_DIGITS else _UNKNOWN
 
 
 def _refusal(error: BaseException | None, message: str) -> Problem:

@@ -66,7 +66,6 @@ async def serve(settings: Settings, out: TextIO) -> None:
             # What was made so far stays: the collector need not look at it again.
             gc.collect()
             gc.freeze()
-            gc.set_threshold(50_000, 20, 50)
             await stop.wait()
             _log.info("closing")
             await asyncio.to_thread(announced.unlink, missing_ok=True)
