@@ -40,9 +40,6 @@ class Media(IntEnum):
 class Headers(Protocol):
     """The headers of a request: names in any case, several values of one name allowed."""
 
-    def __contains__(self, name: object, /) -> bool:
-        """Whether there is one of this name."""
-
     def get(self, name: str, default: str, /) -> str:
         """The first value of this name."""
 

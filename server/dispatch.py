@@ -142,8 +142,6 @@ class Dispatch:
         """
         if version not in ((1, 1), (1, 0)):
             raise Problem("version_not_supported", "expected HTTP/1.0 or HTTP/1.1")
-        if version == (1, 1) and "Host" not in headers:
-            raise Problem("malformed", "expected the header Host (RFC 9112 section 3.2)")
         raw_path, query_string = split_target(target)
         endpoint, params = self._route(method, raw_path, headers)
         principal = ANONYMOUS if endpoint.scope is None else self._authorise(endpoint, headers)

@@ -1,12 +1,10 @@
 """The common lane: aiohttp parses, the dispatch decides, one write answers."""
 
 import asyncio
-import ipaddress
-import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from time import perf_counter
-from typing import Any, cast
+from typing import cast
 
 from aiohttp import web
 from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
@@ -21,16 +19,13 @@ from server.dispatch import Admitted, Dispatch, Endpoint, Preflight, RequestIds
 from server.encoding import Encoder
 from server.logs import AccessLog
 from server.metrics import Metrics
-from storage.errors import StorageError
-
-_log = logging.getLogger("tidegate.lane")
-
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+from server.proxies import Network, Proxies
+from server.wire import StreamWire, Wire, close_pieces
 
 # Compressed bodies above this are decoded in a thread: inflating megabytes stops the loop.
 INFLATE_INLINE = 64 * 1024
-# Bytes that a client must take within the deadline, again and again.
-PIECE = 64 * 1024
+# Seconds that the body of a client is thrown away that was given its time already.
+LINGER_SLOW = 1.0
 # Combinations of peer and X-Forwarded-For that are remembered.
 ADDRESSES = 4096
 # Where requests are counted that no route took.
@@ -39,104 +34,6 @@ NO_ROUTE = -1
 
 class ClientGone(ConnectionResetError):
     """The connection was lost before the request was whole."""
-
-
-class Wire:
-    """An encoded answer in the shape that aiohttp's protocol asks of a response.
-
-    The protocol calls prepare and write_eof and reads keep_alive, nothing else (a contract test
-    holds it to that).
-    """
-
-    __slots__ = ("_data", "_keep", "_lane", "_protocol")
-
-    def __init__(self, protocol: Any, lane: "Lane", data: bytes, *, keep: bool) -> None:
-        self._protocol = protocol
-        self._lane = lane
-        self._data = data
-        self._keep = keep
-
-    @property
-    def keep_alive(self) -> bool:
-        """Whether another request may follow; asked when all is written, which may take its time."""
-        return self._keep and not self._lane.closing
-
-    async def prepare(self, _: web.BaseRequest) -> None:
-        """Nothing: the head is part of the data."""
-
-    async def write_eof(self) -> None:
-        """Write it, and wait while the client is slower than we are."""
-        await self._write(self._data)
-
-    async def _write(self, data: bytes) -> None:
-        """Each piece must have gone within the deadline, which makes a least speed for readers."""
-        if len(data) <= PIECE:
-            await self._send(data)
-            return
-        view = memoryview(data)
-        for start in range(0, len(data), PIECE):
-            await self._send(view[start : start + PIECE])
-
-    async def _send(self, data: bytes | memoryview) -> None:
-        transport = self._protocol.transport
-        if transport is None:
-            raise ConnectionResetError("the client has gone")
-        transport.write(data)
-        if self._protocol.writing_paused:
-            try:
-                async with asyncio.timeout(self._lane.body_timeout):
-                    await self._protocol._drain_helper()
-            except TimeoutError as error:
-                transport.abort()
-                raise ConnectionResetError("the client does not read its answer") from error
-
-
-class StreamWire(Wire):
-    """An answer whose body comes in pieces, in chunks or until the connection closes."""
-
-    __slots__ = ("_chunked", "_pieces", "_request_id")
-
-    def __init__(
-        self,
-        protocol: Any,
-        lane: "Lane",
-        data: bytes,
-        pieces: AsyncIterator[bytes],
-        request_id: str,
-        *,
-        keep: bool,
-        chunked: bool,
-    ) -> None:
-        super().__init__(protocol, lane, data, keep=keep)
-        self._pieces = pieces
-        self._request_id = request_id
-        self._chunked = chunked
-
-    async def write_eof(self) -> None:
-        """Write piece by piece; if one fails without a regular end, so that the client sees it."""
-        try:
-            await self._write(self._data)
-            async for piece in self._pieces:
-                if piece:
-                    await self._write(b"%x\r\n%b\r\n" % (len(piece), piece) if self._chunked else piece)
-            if self._chunked:
-                await self._write(b"0\r\n\r\n")
-        except BaseException as error:
-            if self._protocol.transport is not None:
-                self._protocol.transport.abort()
-            if not isinstance(error, Exception) or isinstance(error, ConnectionError):
-                raise
-            level = logging.WARNING if isinstance(error, StorageError) else logging.ERROR
-            _log.log(level, "a stream broke off", exc_info=error, extra={"request_id": self._request_id})
-            raise ConnectionResetError("the stream broke off") from error
-        finally:
-            await close_pieces(self._pieces)
-
-
-async def close_pieces(pieces: AsyncIterator[bytes]) -> None:
-    """Let go of what a stream that is not read any further holds."""
-    if isinstance(pieces, AsyncGenerator):
-        await pieces.aclose()
 
 
 class Lane:
@@ -236,7 +133,9 @@ class Lane:
         pieces = response.chunks
         modern = source.version.minor == 1
         # HTTP/1.0 knows no chunks: the end of the connection is the end of the body.
-        keep = not self._ends(source, response) and (pieces is None or modern)
+        keep = not self._ends(source, response)
+        if not modern and (pieces is not None or "Transfer-Encoding" in source.headers):
+            keep = False
         head_only = source.method == "HEAD"
         data = self._encoder.encode(
             response,
@@ -255,7 +154,7 @@ class Lane:
 
     def _ends(self, source: web.BaseRequest, response: Response) -> bool:
         """Whether the connection must end after this answer."""
-        if self.closing or not source.keep_alive or response.status == 505:
+        if self.closing or not source.keep_alive or response.status in (408, 505):
             return True
         content = source.content
         if content is EMPTY_PAYLOAD:
@@ -263,7 +162,7 @@ class Lane:
         if content.exception() is not None:
             return True
         # Who waits for 100 may send the body now or never; who is too slow or too long is not waited for.
-        return not content.is_eof() and (response.status in (408, 413) or "Expect" in source.headers)
+        return not content.is_eof() and (response.status == 413 or "Expect" in source.headers)
 
     async def _body(self, source: web.BaseRequest, admitted: Admitted) -> bytes:
         """The whole body, decoded. Problem: too_large, request_timeout, malformed."""
@@ -275,6 +174,7 @@ class Lane:
         try:
             body = await self._read(content, admitted.limit)
         except TimeoutError:
+            source.protocol._lingering_time = LINGER_SLOW
             detail = f"the body did not arrive within {self.body_timeout} s"
             raise Problem("request_timeout", detail) from None
         except (RequestPayloadError, web.PayloadAccessError) as error:
@@ -321,37 +221,5 @@ class Lane:
         return self._client(peer, ",".join(headers.getall("X-Forwarded-For", [])))
 
 
-class Proxies:
-    """The proxies whose word about addresses counts."""
-
-    def __init__(self, networks: Sequence[Network]) -> None:
-        self._networks = networks
-
-    def client(self, peer: str, forwarded: str) -> str:
-        """The last address in X-Forwarded-For that is no trusted proxy, if `peer` is one."""
-        if not self._trusted(peer):
-            return peer
-        hops = [hop.strip() for hop in forwarded.split(",")]
-        for hop in reversed(hops):
-            if not self._trusted(hop):
-                return hop if _is_address(hop) else peer
-        return hops[0]
-
-    def _trusted(self, address: str) -> bool:
-        try:
-            parsed = ipaddress.ip_address(address)
-        except ValueError:
-            return False
-        return any(parsed in network for network in self._networks)
-
-
 def _too_large(limit: int) -> Problem:
     return Problem("too_large", f"expected a body of at most {limit} bytes")
-
-
-def _is_address(text: str) -> bool:
-    try:
-        ipaddress.ip_address(text)
-    except ValueError:
-        return False
-    return True

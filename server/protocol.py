@@ -17,8 +17,9 @@ from aiohttp.web_protocol import RequestHandler, RequestPayloadError
 from handlers.problems import Problem, retry_after
 from server.dispatch import RequestIds
 from server.encoding import Encoder
-from server.lane import NO_ROUTE, Lane, Wire
+from server.lane import NO_ROUTE, Lane
 from server.metrics import Metrics
+from server.wire import Wire
 
 _log = logging.getLogger("tidegate.protocol")
 
@@ -288,6 +289,5 @@ def _refusal(error: BaseException | None, message: str) -> Problem:
         return Problem("headers_too_large", f"expected at most {FIELDS_MAX} header fields")
     if "HTTP version" in message:
         return Problem("version_not_supported", "expected HTTP/1.0 or HTTP/1.1")
-    return Problem(
-        "malformed", "the request does not keep to HTTP: " + message.strip().partition("\n")[0][:200]
-    )
+    reason = message.strip().partition("\n")[0].rstrip(":")[:200]
+    return Problem("malformed", f"the request does not keep to HTTP: {reason}")

@@ -47,12 +47,17 @@ def open_writer(path: Path, vfs: str | None = None) -> apsw.Connection:
 
 
 def open_reader(path: Path) -> apsw.Connection:
-    """A connection that cannot write."""
+    """A connection that cannot write. It joins the WAL at once.
+
+    While one is in, a writer that opens anew takes the WAL as the last commit left it; only the
+    first one in recovers it, and might bring back a commit whose writers were told that it failed.
+    """
     try:
         connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
         for pragma in _PRAGMAS:
             connection.execute(pragma)
         connection.execute("PRAGMA query_only = ON")
+        connection.execute("PRAGMA schema_version").fetchall()
     except apsw.Error as error:
         raise translate(error) from error
     return connection

@@ -1,3 +1,4 @@
+import contextlib
 from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
@@ -6,7 +7,6 @@ from hypothesis import strategies as st
 
 from handlers.times import InvalidTime, parse_duration, parse_time, rfc3339, to_datetime, to_ms, to_us
 from storage.models import TS_END
-import contextlib
 
 micros = st.integers(0, TS_END - 1)
 offsets = st.integers(-23 * 60 - 59, 23 * 60 + 59)
