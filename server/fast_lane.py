@@ -19,17 +19,17 @@ from auth.tokens import KeyUnknown, TokenVerifier
 from handlers.exchange import Deferred, Headers, Kind, Request, Response
 from server.dispatch import Admitted, Dispatch, Preflight, RequestIds
 from server.encoding import Encoder
-from server.lane import NO_ROUTE, Lane, StreamWire, close_pieces
+from server.lane import NO_ROUTE, Lane
 from server.logs import AccessLog
 from server.memo import HeadMemo, Known
 from server.metrics import Metrics
+from server.wire import StreamWire, close_pieces
 
 # Heads up to this are remembered.
 HEAD_MAX = 2048
 # Bodies under unknown heads up to this are taken from the parser; larger ones use the common lane.
 BODY_MAX = 64 * 1024
 
-_LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,8})[ \t]*\r\n", re.IGNORECASE)
 _DIGITS = re.compile(r"0|[1-9][0-9]{0,7}", re.ASCII)
 _NOT_PLAIN = frozenset(("Connection", "Content-Encoding", "Expect", "Transfer-Encoding", "Upgrade"))
 
@@ -46,12 +46,6 @@ class Connection(Protocol):
 
     async def finish_stream(self, wire: StreamWire) -> None:
         """The same for an answer in pieces."""
-
-
-def announced_length(head: bytes) -> int:
-    """What Content-Length the bytes of a head seem to have; the parser's word counts in the end."""
-    found = _LENGTH.search(head)
-    return 0 if found is None else int(found[1])
 
 
 def is_plain(message: RawRequestMessage, length: int) -> bool:

@@ -13,12 +13,12 @@ from aiohttp.http_parser import RawRequestMessage
 
 from auth.tokens import KeyUnknown
 from handlers.problems import Problem
-from server.fast_lane import BODY_MAX, HEAD_MAX, FastLane, announced_length, is_plain
-from server.lane import NO_ROUTE, StreamWire
-from server.protocol import HEAD_END, UNKNOWN, GateProtocol, GateServer
+from server.fast_lane import BODY_MAX, HEAD_MAX, FastLane, is_plain
+from server.lane import NO_ROUTE
+from server.protocol import HEAD_END, UNKNOWN, GateProtocol, GateServer, announced_length
+from server.wire import StreamWire
 
-# A head that is not whole is kept up to this, bytes that came too early up to that.
-BEGUN_MAX = 8 * 1024
+# Bytes that came too early are kept up to this, then reading pauses.
 KEPT_MAX = 64 * 1024
 # Bytes up to this one do not begin a request: the parser would pass over line breaks.
 _CONTROLS = 32
@@ -41,8 +41,8 @@ class FastProtocol(GateProtocol):
     def __init__(self, gate: GateServer, fast: FastLane, **kwargs: Any) -> None:
         super().__init__(gate, **kwargs)
         self._fast = fast
-        # A request that is not whole, of which so many bytes are missing (0: as many as its head will
-        # tell), or what came while an answer was pending.
+        # A request under a known head of whose body so many bytes are missing, or what came while an
+        # answer was pending.
         self._kept: list[bytes] = []
         self._kept_size = 0
         self._missing = 0
@@ -100,8 +100,8 @@ class FastProtocol(GateProtocol):
         while start < size:
             end = data.find(HEAD_END, start) + 4
             if end < 4:
-                self._write(answers)
-                self._await_head(data[start:])
+                # The parser sees at once if it is none.
+                self._hand_over(answers, data[start:])
                 return
             head = data[start:end]
             known = fast.recall(head)
@@ -136,14 +136,6 @@ class FastProtocol(GateProtocol):
         self._write(answers)
         if start < size:
             self._keep(data[start:])
-
-    def _await_head(self, begun: bytes) -> None:
-        """Keep the beginning of a head; one that is too long for the lane is aiohttp's."""
-        if len(begun) > BEGUN_MAX or begun[0] <= _CONTROLS:
-            self._hand_over([], begun)
-            return
-        self._kept.append(begun)
-        self._head_until = self._loop.time() + self._gate.header_timeout
 
     def _await_body(self, begun: bytes, missing: int) -> None:
         """Keep a request under a known head until its body is whole."""
@@ -257,13 +249,9 @@ class FastProtocol(GateProtocol):
             super().expire(now)
         elif now >= self._head_until:
             gate = self._gate
-            part, seconds = (
-                ("body", gate.lane.body_timeout) if self._missing else ("head", gate.header_timeout)
-            )
             gate.metrics.observe_request(NO_ROUTE, 408, 0.0)
-            transport.write(
-                self._problem(Problem("request_timeout", f"the {part} did not arrive within {seconds} s"))
-            )
+            detail = f"the body did not arrive within {gate.lane.body_timeout} s"
+            transport.write(self._problem(Problem("request_timeout", detail)))
             self.force_close()
 
     def close_if_idle(self) -> None:

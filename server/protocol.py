@@ -6,6 +6,7 @@ The fast lane will live here: it needs what is measured here already, where one 
 import asyncio
 import contextlib
 import logging
+import re
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -32,6 +33,8 @@ FIELDS_MAX = 128
 LINGER = 5.0
 
 HEAD_END = b"\r\n\r\n"
+
+_LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,8})[ \t]*\r\n", re.IGNORECASE)
 
 # Where a request ends cannot be told any more (chunks, pipelining, an upgrade, an error).
 UNKNOWN = -1
@@ -161,6 +164,16 @@ class GateProtocol(RequestHandler):
         """Let aiohttp parse, and keep track of where requests end."""
         if self._socket is None:
             return
+        # One by one: the parser forgets what stood before a request that it refuses.
+        while self._remaining == 0 and not self._begun:
+            stop = measured(data)
+            if stop >= len(data):
+                break
+            self._feed(data[:stop])
+            data = data[stop:]
+        self._feed(data)
+
+    def _feed(self, data: bytes) -> None:
         before = self._request_count
         super().data_received(data)
         if self._parser is not None and data:
@@ -264,6 +277,9 @@ class GateProtocol(RequestHandler):
     ) -> web.StreamResponse:
         """The answer to what the parser refused, or to what went wrong outside of the dispatch."""
         gate = self._gate
+        if isinstance(exc, ConnectionError):
+            # The client has gone; aiohttp ends the connection without a word.
+            raise exc
         if status == 400:
             gate.parse_errors += 1
             problem = _refusal(exc, message or "")
@@ -276,6 +292,18 @@ class GateProtocol(RequestHandler):
     def _problem(self, problem: Problem) -> bytes:
         request_id = self._gate.ids.choose("")
         return self._gate.encoder.encode(problem.response(request_id), request_id, connection="close")
+
+
+def measured(data: bytes) -> int:
+    """Where the request that begins `data` ends, as far as its bytes tell; the parser's word counts."""
+    end = data.find(HEAD_END) + 4
+    return end + announced_length(data[:end]) if end >= 4 else len(data)
+
+
+def announced_length(head: bytes) -> int:
+    """What Content-Length the bytes of a head seem to have."""
+    found = _LENGTH.search(head)
+    return 0 if found is None else int(found[1])
 
 
 def _refusal(error: BaseException | None, message: str) -> Problem:

@@ -3,6 +3,7 @@
 import asyncio
 import gzip
 import json
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -168,7 +169,7 @@ def fast(gates: Gates) -> Running:
 
 
 def statuses(answers: bytes) -> list[int]:
-    return [int(line.split()[1]) for line in answers.split(b"\r\n") if line.startswith(b"HTTP/1.1 ")]
+    return [int(status) for status in re.findall(rb"HTTP/1\.1 ([0-9]{3}) ", answers)]
 
 
 async def test_a_head_is_remembered_at_its_second_sight_on_one_connection(fast: Running) -> None:
@@ -189,10 +190,9 @@ async def test_a_token_cut_inside_a_header_is_never_remembered_as_the_head_that_
     fast: Running,
 ) -> None:
     """Rule "Boundary": the second half, alone on another connection, must get 401."""
-    get = request("GET", "/v1/devices/demo.a/latest", fast.token())
     # The second half is a whole head by itself, without a token.
     tail = request("GET", "/v1/devices/demo.a/latest")
-    first = get[:-4] + b"\r\nX-Rest: "
+    first = tail.replace(b"Host: x", f"Authorization: Bearer {fast.token()}".encode())[:-2] + b"X-Rest: "
     client = Client(fast)
     for _ in range(4):
         await client.send(first, tail)
