@@ -4,6 +4,7 @@ import base64
 import re
 from collections.abc import Sequence
 from typing import TypeVar
+from urllib.parse import quote
 
 import msgspec
 
@@ -11,6 +12,8 @@ from handlers.exchange import Request, Response
 from handlers.parameters import Query, invalid, one
 from handlers.schemas import Page, respond
 
+# What may stand in a URI (RFC 3986), the sign of an escape included.
+_URI = ":/?#[]@!$&'()*+,;=-._~%"
 _CURSOR = re.compile(r"[A-Za-z0-9_-]+", re.ASCII)
 
 T = TypeVar("T")
@@ -37,5 +40,6 @@ def page(request: Request, items: Sequence[object], last: object) -> Response:
         return respond(head.accept, Page(items, None))
     following = base64.urlsafe_b64encode(msgspec.msgpack.encode(last)).rstrip(b"=").decode()
     kept = [pair for pair in head.query_string.split("&") if pair and pair.partition("=")[0] != "cursor"]
-    target = f"{head.raw_path}?{'&'.join([*kept, f'cursor={following}'])}"
+    # What came unescaped, as in match=acme.>, must not end the reference.
+    target = quote(f"{head.raw_path}?{'&'.join([*kept, f'cursor={following}'])}", safe=_URI)
     return respond(head.accept, Page(items, following), 200, (("Link", f'<{target}>; rel="next"'),))

@@ -11,14 +11,16 @@ from collections.abc import Callable
 from typing import Any, cast
 
 from aiohttp import web
+from aiohttp.abc import AbstractStreamWriter
+from aiohttp.http import RawRequestMessage
 from aiohttp.http_exceptions import LineTooLong
-from aiohttp.streams import StreamReader
+from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 from aiohttp.web_protocol import RequestHandler, RequestPayloadError
 
 from handlers.problems import Problem, retry_after
 from server.dispatch import RequestIds
 from server.encoding import Encoder
-from server.lane import NO_ROUTE, Lane
+from server.lane import NO_ROUTE, ClientGone, Lane
 from server.metrics import Metrics
 from server.wire import Wire
 
@@ -56,6 +58,7 @@ class GateServer(web.Server):
     ) -> None:
         super().__init__(
             lane.handle,
+            request_factory=_request,
             keepalive_timeout=keepalive_timeout,
             access_log=None,
             max_line_size=TARGET_MAX,
@@ -121,7 +124,16 @@ class GateServer(web.Server):
 class GateProtocol(RequestHandler):
     """One connection."""
 
-    __slots__ = ("_begun", "_gate", "_head_until", "_remaining", "_socket", "_tail", "_unread_until")
+    __slots__ = (
+        "_begun",
+        "_gate",
+        "_head_until",
+        "_remaining",
+        "_socket",
+        "_tail",
+        "_unread_until",
+        "content",
+    )
 
     def __init__(self, gate: GateServer, **kwargs: Any) -> None:
         super().__init__(gate, **kwargs)
@@ -129,6 +141,8 @@ class GateProtocol(RequestHandler):
         # The transport for as long as the kernel has the connection; aiohttp forgets it earlier. None if
         # the connection was turned away.
         self._socket: asyncio.Transport | None = None
+        # The body of the request that is answered now, and of the last one between two.
+        self.content = EMPTY_PAYLOAD
         # Whether a head has begun that is not whole, and its last bytes.
         self._begun = False
         self._tail = b""
@@ -158,6 +172,8 @@ class GateProtocol(RequestHandler):
         """Forget the connection."""
         if self._socket is not None:
             self._socket = None
+            if not self.content.is_eof():
+                _break(self.content, ClientGone())
             super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -225,16 +241,9 @@ class GateProtocol(RequestHandler):
 
     def _break_body(self) -> None:
         """The parser gave up inside a body, which will never end: whoever reads it must know."""
-        request = self._current_request
-        if len(self._messages) > 1:
-            payload: StreamReader = self._messages[-2][1]
-        elif request is not None:
-            payload = request.content
-        else:
-            return
-        if not payload.is_eof():
-            payload.set_exception(RequestPayloadError("the body does not keep to HTTP"))
-            payload.feed_eof()
+        content = self._messages[-2][1] if len(self._messages) > 1 else self.content
+        if not content.is_eof():
+            _break(content, RequestPayloadError("the body does not keep to HTTP"))
 
     @property
     def _idle(self) -> bool:
@@ -289,6 +298,11 @@ class GateProtocol(RequestHandler):
         gate.metrics.observe_request(NO_ROUTE, problem.entry.status, 0.0)
         return cast("web.StreamResponse", Wire(self, gate.lane, self._problem(problem), keep=False))
 
+    def log_exception(self, *args: Any, **kw: Any) -> None:
+        """Log what aiohttp did not expect; that a body breaks off while it is thrown away is no news."""
+        if not isinstance(kw.get("exc_info"), ClientGone | RequestPayloadError):
+            super().log_exception(*args, **kw)
+
     def _problem(self, problem: Problem) -> bytes:
         request_id = self._gate.ids.choose("")
         return self._gate.encoder.encode(problem.response(request_id), request_id, connection="close")
@@ -304,6 +318,24 @@ def announced_length(head: bytes) -> int:
     """What Content-Length the bytes of a head seem to have."""
     found = _LENGTH.search(head)
     return 0 if found is None else int(found[1])
+
+
+def _request(
+    message: RawRequestMessage,
+    payload: StreamReader,
+    protocol: RequestHandler,
+    writer: AbstractStreamWriter,
+    task: "asyncio.Task[None]",
+) -> web.BaseRequest:
+    """A request as aiohttp makes it; its connection remembers the body."""
+    cast("GateProtocol", protocol).content = payload
+    return web.BaseRequest(message, payload, protocol, writer, task, protocol._loop)
+
+
+def _break(content: StreamReader, error: Exception) -> None:
+    """Nothing more comes: raise it where the body is read, and wait for no rest."""
+    content.set_exception(error)
+    content.feed_eof()
 
 
 def _refusal(error: BaseException | None, message: str) -> Problem:

@@ -117,6 +117,7 @@ def test_any_bytes_are_a_problem_at_worst(body: bytes, media: Media) -> None:
     taken(body, media)
 
 
+@settings(deadline=None)
 @given(st.lists(good, min_size=1, max_size=20))
 def test_good_readings_are_all_taken_in_order_whatever_the_form(content: list[dict[str, Any]]) -> None:
     expected = [("a.b", "t", None, item["value"]) for item in content]

@@ -1,6 +1,6 @@
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from handlers.exchange import Media, Preferences
@@ -56,16 +56,19 @@ ranges = st.sampled_from(
 qualities = st.sampled_from(["", ";q=0", ";q=1", ";q=0.5", "; q=0.001", ";q=2", ";q=x", ";v=1;q=0.3", ";;"])
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(ranges, qualities).map("".join)).map(",".join) | st.text())
 def test_any_accept_gets_an_offer_or_none(header: str) -> None:
     assert accepted(header, EXPORT) in (*EXPORT, None)
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_any_content_type_is_known_or_not(header: str) -> None:
     assert content_media(header) in (*MEDIA_TYPES.values(), None)
 
 
+@settings(deadline=None)
 @given(st.lists(st.text()))
 def test_any_prefer_is_read(headers: list[str]) -> None:
     preferences(headers)

@@ -1,6 +1,6 @@
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from handlers.pages import cursor
@@ -9,6 +9,7 @@ from tests.handlers.wire import create_client, problem
 from tests.running import Running
 
 
+@settings(deadline=None)
 @given(st.text(), st.sampled_from([str, tuple[int, int], tuple[int, str]]))
 def test_any_text_is_a_cursor_or_refused(text: str, kind: type[object]) -> None:
     try:

@@ -1,18 +1,20 @@
 import asyncio
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from auth.rate_limit import LimitExceeded, Policy
-from handlers.problems import CATALOGUE, Problem, problem_of
+from handlers.problems import CATALOGUE, Fault, Problem, problem_of
 from storage import errors
-from tests.handlers.wire import JSON, bearer, expired_token, held_commit, problem, raw
+from tests.handlers.wire import bearer, expired_token, held_commit, problem, raw
 from tests.running import PATIENCE, Running, run_gate
 
 A = "/v1/devices/demo.a/readings"
 READING = {"metric": "t", "value": 1, "ts": 1}
-TYPED = {"Content-Type": JSON}
+# The rest of a request whose body is a byte larger than the limit.
+TOO_MUCH = b"Content-Length: %d\r\n\r\n" % ((8 << 20) + 1) + bytes((8 << 20) + 1)
 
 
 async def test_problems_lists_all_codes_and_the_type_of_each_leads_to_it(gate: Running) -> None:
@@ -63,6 +65,11 @@ async def test_a_bad_signature_and_a_past_expiry_are_told_apart(gate: Running) -
     assert 'error="invalid_token"' in reply.headers["WWW-Authenticate"]
 
 
+async def test_a_token_in_the_query_is_for_streams_only(gate: Running) -> None:
+    reply = await gate.get(f"/v1/latest?access_token={gate.token()}", token="")
+    problem(reply, 401, "token_missing")
+
+
 async def test_each_route_asks_for_its_scope_and_names_it(gate: Running) -> None:
     await gate.write("demo.a", READING)
     routes: list[tuple[str, str, str, Any]] = [
@@ -111,7 +118,7 @@ async def test_heads_that_cannot_be_served_are_refused_by_name(gate: Running) ->
     get = b"GET %b HTTP/1.1\r\nHost: x\r\nConnection: close\r\n" + token
     for request, status, code in (
         (post + b"Content-Type: application/json\r\n\r\n", 411, "length_required"),
-        (post + b"Content-Length: 99999999\r\n\r\n", 413, "too_large"),
+        (post + TOO_MUCH, 413, "too_large"),
         (post + b"Content-Length: 2\r\nExpect: miracles\r\n\r\n{}", 417, "expectation_failed"),
         (get % b"/v1/latest" + b"\r\n", 200, ""),
         (get % b"/v1/latest?%ff" + b"\r\n", 400, "malformed"),
@@ -155,8 +162,8 @@ async def test_100_continue_comes_after_authentication_and_size_checks(gate: Run
         assert (await reader.read()).startswith(b"HTTP/1.1 200 OK\r\n")
         writer.close()
     for refused, status in (
-        (head + length + b"\r\n", 401),
-        (head + await bearer(gate) + b"Content-Length: 99999999\r\n\r\n", 413),
+        (head + length + b"\r\n" + body, 401),
+        (head + await bearer(gate) + TOO_MUCH, 413),
     ):
         assert (await raw(gate, refused)).status == status
 
@@ -210,5 +217,7 @@ def test_every_error_of_the_parts_has_its_problem(
     assert b"secret" not in found.response("id").body
 
 
-def test_a_problem_is_itself_and_lists_at_most_100_faults() -> None:
-    assert problem_of(refusal := Problem("malformed", "x")) is refusal
+def test_a_problem_lists_at_most_100_faults() -> None:
+    refusal = Problem("invalid", "x", [Fault(f"/{n}", "invalid", "y") for n in range(150)])
+    assert problem_of(refusal) is refusal
+    assert len(json.loads(refusal.response("id").body)["errors"]) == 100

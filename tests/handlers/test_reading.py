@@ -1,10 +1,11 @@
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from storage.sqlite import reader
-from tests.handlers.wire import all_items, problem
+from tests.handlers.wire import all_items, bearer, problem, raw
 from tests.running import Running, run_gate
 
 LATEST = "/v1/devices/demo.a/latest"
@@ -188,6 +189,18 @@ async def test_the_link_header_leads_to_the_next_page(gate: Running) -> None:
     last = await gate.get(link[1 : link.index(">")])
     assert last.json["next"] is None
     assert "Link" not in last.headers
+
+
+async def test_a_pattern_that_came_unescaped_does_not_break_the_link(gate: Running) -> None:
+    for name in ("acme.a", "acme.b", "acme.c"):
+        await gate.write(name, reading(1))
+    for path in ("/v1/latest", "/v1/devices"):
+        head = f"GET {path}?match=acme.>&limit=2 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n".encode()
+        reply = await raw(gate, head + await bearer(gate) + b"\r\n")
+        reference = re.fullmatch(r'<([^<>"]+)>; rel="next"', reply.headers["Link"])
+        assert reference is not None, reply
+        following = (await gate.get(reference[1])).json
+        assert [item["device"] for item in following["items"]] == ["acme.c"]
 
 
 # -- buckets ---------------------------------------------------------------------------------------

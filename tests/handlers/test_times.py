@@ -2,7 +2,7 @@ import contextlib
 from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from handlers.times import InvalidTime, parse_duration, parse_time, rfc3339, to_datetime, to_ms, to_us
@@ -12,6 +12,7 @@ micros = st.integers(0, TS_END - 1)
 offsets = st.integers(-23 * 60 - 59, 23 * 60 + 59)
 
 
+@settings(deadline=None)
 @given(micros)
 def test_what_is_written_is_read_back(ts: int) -> None:
     assert parse_time(rfc3339(ts)) == ts
@@ -20,18 +21,21 @@ def test_what_is_written_is_read_back(ts: int) -> None:
     assert parse_time(to_ms(ts)) == ts - ts % 1000
 
 
+@settings(deadline=None)
 @given(st.datetimes(datetime(1970, 1, 3), datetime(9999, 12, 29)), offsets)
 def test_any_offset_names_the_same_moment(moment: datetime, minutes: int) -> None:
     there = moment.replace(tzinfo=UTC).astimezone(timezone(timedelta(minutes=minutes)))
     assert rfc3339(parse_time(there.isoformat())) == moment.isoformat() + "Z"
 
 
+@settings(deadline=None)
 @given(st.text() | st.from_regex(r"\A\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)\Z"))
 def test_any_text_is_a_time_or_refused(text: str) -> None:
     with contextlib.suppress(InvalidTime):
         assert 0 <= parse_time(text) < TS_END
 
 
+@settings(deadline=None)
 @given(st.integers())
 def test_any_integer_is_a_time_or_refused(number: int) -> None:
     try:
@@ -108,6 +112,7 @@ def test_durations_have_a_unit_and_a_bound() -> None:
             parse_duration(text)
 
 
+@settings(deadline=None)
 @given(st.text(alphabet="0123456789mshdw. -", max_size=14))
 def test_any_text_is_a_duration_or_refused(text: str) -> None:
     with contextlib.suppress(InvalidTime):

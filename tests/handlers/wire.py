@@ -70,15 +70,19 @@ async def all_items(gate: Caller, path: str, **options: Any) -> list[Any]:
 
 
 async def raw(gate: Caller, request: bytes) -> Reply:
-    """Send these very bytes; the answer, up to the end of the connection."""
+    """Send these very bytes; the answer, up to the end of the connection if it has no length."""
     async with asyncio.timeout(PATIENCE):
         reader, writer = await asyncio.open_connection("127.0.0.1", gate.port)
         writer.write(request)
-        head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+        first, *lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").rstrip().split("\r\n")
+        headers: CIMultiDict[str] = CIMultiDict()
+        for line in lines:
+            name, _, value = line.partition(": ")
+            headers.add(name, value)
+        length = headers.get("Content-Length")
+        body = await (reader.read() if length is None else reader.readexactly(int(length)))
         writer.close()
-    first, *lines = head.decode("latin-1").split("\r\n")
-    fields = [line.split(": ", 1) for line in lines]
-    return Reply(int(first.split()[1]), CIMultiDict((name, value) for name, value in fields), body)
+    return Reply(int(first.split()[1]), headers, body)
 
 
 async def bearer(gate: Running) -> bytes:
