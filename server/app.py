@@ -246,10 +246,9 @@ class Gate:
                 self.encoder,
                 self.metrics,
                 log.access,
-                wall_clock,
                 self.memo,
             )
-            protocol = partial(FastProtocol, fast=fast)
+            protocol = partial(FastProtocol, fast=fast, clock=wall_clock)
         return GateServer(
             lane,
             self.encoder,

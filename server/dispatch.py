@@ -112,6 +112,10 @@ class RequestIds:
         """The id of a request; `given`: its X-Request-ID, "" if it has none."""
         if given and _REQUEST_ID.fullmatch(given):
             return given
+        return self.next()
+
+    def next(self) -> str:
+        """One of ours."""
         return f"{self._prefix}-{next(self._numbers):x}"
 
 

@@ -7,6 +7,8 @@ Only there heads are looked up or remembered, and only there a request is taken 
 connection to the common lane until it closes.
 """
 
+import asyncio
+from collections.abc import Callable
 from typing import Any
 
 from aiohttp.http_parser import RawRequestMessage
@@ -28,6 +30,7 @@ class FastProtocol(GateProtocol):
     """One connection with both lanes."""
 
     __slots__ = (
+        "_clock",
         "_common",
         "_fast",
         "_held",
@@ -36,11 +39,15 @@ class FastProtocol(GateProtocol):
         "_last_head",
         "_missing",
         "_pending",
+        "address",
     )
 
-    def __init__(self, gate: GateServer, fast: FastLane, **kwargs: Any) -> None:
+    def __init__(self, gate: GateServer, fast: FastLane, clock: Callable[[], int], **kwargs: Any) -> None:
         super().__init__(gate, **kwargs)
         self._fast = fast
+        # Microseconds since 1970.
+        self._clock = clock
+        self.address = ""
         # A request under a known head of whose body so many bytes are missing, or what came while an
         # answer was pending.
         self._kept: list[bytes] = []
@@ -53,12 +60,6 @@ class FastProtocol(GateProtocol):
         self._common = False
         # The head before: one that comes twice is worth remembering.
         self._last_head = b""
-
-    @property
-    def address(self) -> str:
-        """The peer's address."""
-        peer = self.peername
-        return str(peer[0]) if type(peer) is tuple else ""
 
     # -- bytes come ----------------------------------------------------------------------------
 
@@ -96,6 +97,7 @@ class FastProtocol(GateProtocol):
         fast = self._fast
         answers: list[bytes] = []
         start, size = 0, len(data)
+        now = self._clock()
         self._head_until = 0.0
         while start < size:
             end = data.find(HEAD_END, start) + 4
@@ -104,7 +106,7 @@ class FastProtocol(GateProtocol):
                 self._hand_over(answers, data[start:])
                 return
             head = data[start:end]
-            known = fast.recall(head)
+            known = fast.recall(head, now)
             if known is not None:
                 stop = end + known.length
                 if stop > size:
@@ -112,7 +114,7 @@ class FastProtocol(GateProtocol):
                     self._await_body(data[start:], stop - size)
                     return
                 self._pending = True
-                answer = fast.answer_known(self, known, data[end:stop])
+                answer = fast.answer_known(self, known, data[end:stop], now)
             else:
                 stop = end + announced_length(head)
                 whole = stop <= size and stop - end <= BODY_MAX
@@ -124,7 +126,7 @@ class FastProtocol(GateProtocol):
                     self._hand_over(answers, data[stop:])
                     return
                 try:
-                    answer = self._answer_parsed(head)
+                    answer = self._answer_parsed(head, now)
                 except KeyUnknown:
                     self._hand_over(answers, data[stop:])
                     return
@@ -158,7 +160,7 @@ class FastProtocol(GateProtocol):
                 return True
         return False
 
-    def _answer_parsed(self, head: bytes) -> bytes | None:
+    def _answer_parsed(self, head: bytes, now: int) -> bytes | None:
         """Answer the one message that the parser has; KeyUnknown leaves it in the queue."""
         message, payload = self._messages[0]
         assert type(message) is RawRequestMessage
@@ -166,7 +168,7 @@ class FastProtocol(GateProtocol):
         seen = len(head) <= HEAD_MAX and head == self._last_head
         self._last_head = head
         self._pending = True
-        answer = self._fast.answer_parsed(self, message, payload, head if seen else b"")
+        answer = self._fast.answer_parsed(self, message, payload, head if seen else b"", now)
         self._messages.popleft()
         self._parser.message_consumed()
         return answer
@@ -236,6 +238,12 @@ class FastProtocol(GateProtocol):
                 self.transport.resume_reading()
 
     # -- life ----------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Remember who it is."""
+        peer = transport.get_extra_info("peername")
+        self.address = str(peer[0]) if type(peer) is tuple else ""
+        super().connection_made(transport)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """Forget the connection."""

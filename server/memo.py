@@ -14,12 +14,16 @@ class Known:
     __slots__ = (
         "account",
         "admitted",
+        "bodiless",
         "cost",
         "expires",
         "generation",
         "guarded",
+        "handler",
+        "index",
         "length",
         "origin",
+        "principal",
         "recent",
         "request_id",
     )
@@ -29,6 +33,10 @@ class Known:
     ) -> None:
         endpoint, principal = admitted.endpoint, admitted.head.principal
         self.admitted = admitted
+        self.handler = endpoint.handler
+        self.index = endpoint.index
+        self.bodiless = admitted.head.method == "HEAD"
+        self.principal = principal
         self.length = length
         self.generation = generation
         self.request_id = request_id
