@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ReplayError as error:
         print(error, file=sys.stderr)
         return error.code
-    except (settings.SettingsError, ConfigurationError, InvalidPattern, InvalidTime, InvalidClient) as error:
+    except (settings.SettingsError, ConfigurationError, InvalidClient) as error:
         print(f"tidegate: {error}", file=sys.stderr)
         return 2
     except (StorageError, GateBroke, OSError) as error:
@@ -92,7 +92,7 @@ def _add_client(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     create.add_argument("id", nargs="?", help="its name (default: one is made up)")
     create.add_argument("--scope", required=True, help=f"space separated, of: {', '.join(SCOPES)}")
     create.add_argument("--devices", default="", help="patterns, space or comma separated")
-    create.add_argument("--ttl", default="0s", help="lifetime of its tokens (default: TIDEGATE_TOKEN_TTL)")
+    create.add_argument("--ttl", help="lifetime of its tokens (default: TIDEGATE_TOKEN_TTL)")
     create.set_defaults(run=_client_create)
     listing = actions.add_parser("list", help="print all clients, a JSON object a line")
     listing.set_defaults(run=_client_list)
@@ -131,28 +131,42 @@ def _serve(_: argparse.Namespace) -> int:
 
 def _token(options: argparse.Namespace) -> int:
     chosen = settings.from_environment()
-    ttl = chosen.token_ttl if options.ttl is None else parse_duration(options.ttl) // 1_000_000
-    scopes = options.scope.split()
-    for scope in scopes:
-        if scope not in SCOPES:
-            raise InvalidClient("/scopes", f"--scope {scope}: expected some of {', '.join(SCOPES)}")
+    ttl = chosen.token_ttl if options.ttl is None else _seconds(options.ttl)
     try:
-        print(mint(chosen, options.sub, scopes, _patterns(options.devices), ttl))
+        print(mint(chosen, options.sub, _scopes(options.scope), _patterns(options.devices), ttl))
     except ValueError as error:
         raise ConfigurationError(f"--ttl {options.ttl}: {error}") from error
     return 0
 
 
+def _scopes(text: str) -> list[str]:
+    scopes = text.replace(",", " ").split()
+    for scope in scopes:
+        if scope not in SCOPES:
+            raise ConfigurationError(f"--scope {scope}: expected some of {', '.join(SCOPES)}")
+    return scopes
+
+
+def _seconds(text: str) -> int:
+    try:
+        return parse_duration(text) // 1_000_000
+    except InvalidTime as error:
+        raise ConfigurationError(f"--ttl {text}: {error}") from error
+
+
 def _patterns(text: str) -> list[str]:
     patterns = text.replace(",", " ").split()
     for pattern in patterns:
-        parse_pattern(pattern)
+        try:
+            parse_pattern(pattern)
+        except InvalidPattern as error:
+            raise ConfigurationError(f"--devices {pattern}: {error}") from error
     return patterns
 
 
 def _client_create(options: argparse.Namespace) -> int:
-    ttl = 0 if options.ttl == "0s" else parse_duration(options.ttl) // 1_000_000
-    scopes, devices = options.scope.split(), _patterns(options.devices)
+    ttl = 0 if options.ttl is None else _seconds(options.ttl)
+    scopes, devices = _scopes(options.scope), _patterns(options.devices)
     made = asyncio.run(admin.create(settings.from_environment(), options.id, scopes, devices, ttl))
     print(json.dumps(made))
     return 0
