@@ -38,7 +38,7 @@ class Encoder:
         """
         status = response.status
         start = self._starts.get(status) or self._start(status)
-        head = f"{start}{request_id}\r\n{extra}"
+        head = f"{start}{request_id}\r\n{extra}{response.lines}"
         if response.headers:
             head += _lines(response.headers)
         if response.content_type:

@@ -46,20 +46,21 @@ class Connection(Protocol):
         """The same for an answer in pieces."""
 
 
-def is_plain(message: RawRequestMessage, length: int) -> bool:
-    """Whether a parsed request, whose body came whole and had `length` bytes, is one for the fast lane."""
-    headers = message.headers
-    announced = headers.get("Content-Length", "0")
+def is_exact(message: RawRequestMessage, length: int) -> bool:
+    """Whether a parsed request has a body of just `length` bytes."""
+    announced = message.headers.get("Content-Length", "0")
     return (
-        message.version == (1, 1)
-        and not message.should_close
+        not message.chunked
         and not message.upgrade
-        and not message.chunked
         and message.method != "CONNECT"
-        and _NOT_PLAIN.isdisjoint(headers)
         and _DIGITS.fullmatch(announced) is not None
         and int(announced) == length
     )
+
+
+def is_plain(message: RawRequestMessage) -> bool:
+    """Whether the fast lane may answer a parsed request."""
+    return message.version == (1, 1) and not message.should_close and _NOT_PLAIN.isdisjoint(message.headers)
 
 
 class FastLane:
@@ -114,7 +115,7 @@ class FastLane:
         if answer.__class__ is not Response or self._access is not None:
             return self._answer(connection, known.admitted, answer, request_id, known.origin, started)
         # The same as there, written out: this is the hottest path of all.
-        response = cast("Response", answer)
+        response = answer
         data = self._encode(
             response,
             request_id,

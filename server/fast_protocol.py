@@ -15,7 +15,7 @@ from aiohttp.http_parser import RawRequestMessage
 
 from auth.tokens import KeyUnknown
 from handlers.problems import Problem
-from server.fast_lane import BODY_MAX, HEAD_MAX, FastLane, is_plain
+from server.fast_lane import BODY_MAX, HEAD_MAX, FastLane, is_exact, is_plain
 from server.lane import NO_ROUTE
 from server.protocol import HEAD_END, UNKNOWN, GateProtocol, GateServer, announced_length
 from server.wire import StreamWire
@@ -122,7 +122,6 @@ class FastProtocol(GateProtocol):
                     self._hand_over(answers, data[start:])
                     return
                 if not self._parse(data[start:stop], stop - end):
-                    self._remaining = UNKNOWN
                     self._hand_over(answers, data[stop:])
                     return
                 try:
@@ -156,8 +155,9 @@ class FastProtocol(GateProtocol):
         self._waiter = waiter
         if len(self._messages) == 1 and not self._upgraded and request[0] > _CONTROLS:
             message, payload = self._messages[0]
-            if type(message) is RawRequestMessage and payload.is_eof() and is_plain(message, length):
-                return True
+            if type(message) is RawRequestMessage and payload.is_eof() and is_exact(message, length):
+                return is_plain(message)
+        self._remaining = UNKNOWN
         return False
 
     def _answer_parsed(self, head: bytes, now: int) -> bytes | None:
