@@ -101,7 +101,7 @@ class FastProtocol(GateProtocol):
         self._head_until = 0.0
         while start < size:
             end = data.find(HEAD_END, start) + 4
-            if end < 4:
+            if end < 4 or data[start] <= _CONTROLS:
                 # The parser sees at once if it is none.
                 self._hand_over(answers, data[start:])
                 return
@@ -153,7 +153,7 @@ class FastProtocol(GateProtocol):
         waiter, self._waiter = self._waiter, None
         super(GateProtocol, self).data_received(request)
         self._waiter = waiter
-        if len(self._messages) == 1 and not self._upgraded and request[0] > _CONTROLS:
+        if len(self._messages) == 1 and not self._upgraded:
             message, payload = self._messages[0]
             if type(message) is RawRequestMessage and payload.is_eof() and is_exact(message, length):
                 return is_plain(message)
