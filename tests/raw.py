@@ -59,6 +59,11 @@ class Raw:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.leave()
+
+    def leave(self) -> None:
+        """Close the connection at once."""
+        self.writer.close()
         self.writer.transport.abort()
 
     async def send(self, data: bytes) -> None:

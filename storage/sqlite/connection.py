@@ -9,9 +9,11 @@ import apsw
 
 from storage import errors, migrations
 
+# How long a statement waits for another process that holds the database, a shell maybe.
+BUSY_MILLISECONDS = 5_000
 # Readers map a part of the file instead of copying pages.
 _PRAGMAS = (
-    "PRAGMA busy_timeout = 5000",
+    f"PRAGMA busy_timeout = {BUSY_MILLISECONDS}",
     "PRAGMA temp_store = MEMORY",
     "PRAGMA mmap_size = 268435456",
     "PRAGMA cache_size = -32768",

@@ -14,6 +14,7 @@ from storage.log import LogState
 from storage.models import Appended, Batch, Outcome, Reading, Value, Write
 from storage.sqlite import registry
 from storage.sqlite.connection import (
+    BUSY_MILLISECONDS,
     is_doubtful,
     migrate,
     open_writer,
@@ -60,6 +61,11 @@ IDEMPOTENCY_SECONDS = 24 * 3600
 # What one step of the clean-up looks at and removes: a commit never waits longer than for these.
 SWEEP_SERIES = 1_000
 SWEEP_ROWS = 5_000
+# Pages of the WAL from which every commit folds it into the database as far as readers allow, and
+# from which, once in so many, it waits for them: else reads that always overlap let it grow for ever.
+FOLD_PAGES = 1_000
+WAIT_PAGES = 16_384
+WAIT_MILLISECONDS = 250
 
 _outcomes = msgspec.msgpack.Decoder(Outcome)
 
@@ -116,9 +122,10 @@ class Writer:
         self._clock = self._horizon = 0
         # The last series that the clean-up by age has looked at.
         self._swept = 0
+        self._wait_pages = WAIT_PAGES
         # After an I/O error: what memory and this connection believe need not be what is on disk.
         self._doubtful = False
-        self._connection = open_writer(path, vfs)
+        self._connection = self._open()
         try:
             self.migrated = migrate(self._connection)
             self.state = self._read_state()
@@ -127,6 +134,26 @@ class Writer:
             raise
 
     # -- life ----------------------------------------------------------------------------------
+
+    def _open(self) -> apsw.Connection:
+        connection = open_writer(self._path, self._vfs)
+        connection.set_wal_hook(self._fold)
+        return connection
+
+    def _fold(self, connection: apsw.Connection, name: str, pages: int) -> int:
+        """After each commit, which stands whatever happens here; `pages`: of the WAL."""
+        if pages < FOLD_PAGES:
+            self._wait_pages = WAIT_PAGES
+            return apsw.SQLITE_OK
+        with contextlib.suppress(apsw.Error):
+            if pages < self._wait_pages:
+                connection.wal_checkpoint(name, apsw.SQLITE_CHECKPOINT_PASSIVE)
+                return apsw.SQLITE_OK
+            self._wait_pages = pages + WAIT_PAGES
+            connection.set_busy_timeout(WAIT_MILLISECONDS)
+            connection.wal_checkpoint(name, apsw.SQLITE_CHECKPOINT_RESTART)
+        connection.set_busy_timeout(BUSY_MILLISECONDS)
+        return apsw.SQLITE_OK
 
     def interrupt(self) -> None:
         """Never: an append must end with a known outcome."""
@@ -179,7 +206,7 @@ class Writer:
         """Read again what really is on disk."""
         self._forget_series()
         self._connection.close(True)
-        self._connection = open_writer(self._path, self._vfs)
+        self._connection = self._open()
         self.state = self._read_state()
         self._doubtful = False
 

@@ -123,7 +123,7 @@ async def test_connections_over_the_cap_are_turned_away_and_those_within_it_are_
         assert (await kept[0].ask(LIVEZ)).status == 200
         assert gate.gate.server.refused == 1
         for connection in kept:
-            connection.writer.transport.abort()
+            connection.leave()
         await until(lambda: gate.gate.server.open == 0)
         assert (await gate.get("/livez")).status == 200
 

@@ -45,15 +45,16 @@ class Faults(apsw.VFS):
         if handle in self.broken:
             self.touched.add(handle)
 
-    def excepthook(self, *_: object) -> None:
+    def excepthook(self, *_: object) -> bool:
         """The errors are wanted: they need not be printed."""
+        return True
 
 
 class _File(apsw.VFSFile):
     def __init__(
         self, faults: Faults, number: int, name: str | apsw.URIFilename | None, flags: list[int]
     ) -> None:
-        super().__init__("", name, flags)  # type: ignore[arg-type]
+        super().__init__("", name, flags)
         self._faults = faults
         self._number = number
 
@@ -65,8 +66,9 @@ class _File(apsw.VFSFile):
         self._faults.step(self._number, sync=True)
         super().xSync(flags)
 
-    def excepthook(self, *_: object) -> None:
+    def excepthook(self, *_: object) -> bool:
         """As above."""
+        return True
 
 
 @contextmanager

@@ -28,12 +28,14 @@ class Model:
 
     def append(self, write: Write) -> Outcome | type[KeyReused]:
         """Take in one write."""
-        key = write.idempotency and (write.idempotency.principal, write.idempotency.key)
-        if key in self.keys and write.idempotency is not None:
+        if write.idempotency is None:
+            return self._append(write)
+        key = write.idempotency.principal, write.idempotency.key
+        if key in self.keys:
             digest, outcome = self.keys[key]
             return outcome if digest == write.idempotency.digest else KeyReused
         outcome = self._append(write)
-        if key is not None and write.idempotency is not None and not (write.strict and outcome.conflicts):
+        if not (write.strict and outcome.conflicts):
             self.keys[key] = write.idempotency.digest, outcome
         return outcome
 
@@ -57,12 +59,7 @@ class Model:
         accepted, self.head = head - self.head, head
         for series, rows in fresh.items():
             self.stored.setdefault(series, {}).update(rows)
-            newest = max(offset for offset, _ in rows.values())
-            _, before = self.devices.get(series[0], (0, 0))
-            self.devices[series[0]] = write.received, max(newest, before)
-        # A device's newest offset is told for the write as a whole.
-        for device in {series[0] for series in fresh}:
-            self.devices[device] = write.received, head
+            self.devices[series[0]] = write.received, head
         return Outcome(accepted, duplicates, tuple(conflicts), head)
 
     def delete_device(self, device: str, readings: bool) -> None:

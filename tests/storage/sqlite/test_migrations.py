@@ -9,7 +9,6 @@ import pytest
 from storage import migrations
 from storage.errors import StorageError
 from storage.migrations import Migration, MigrationError
-from storage.sqlite import connection
 from storage.sqlite.connection import migrate, open_writer
 from storage.sqlite.engine import SqliteEngine
 from tests.running import ROOT
@@ -20,7 +19,7 @@ def migration(number: int, sql: str, checksum: str = "") -> Migration:
 
 
 def known(patch: pytest.MonkeyPatch, *steps: Migration) -> None:
-    patch.setattr(connection.migrations, "load", lambda package: list(steps))
+    patch.setattr("storage.migrations.load", lambda package: list(steps))
 
 
 @pytest.fixture
@@ -49,7 +48,7 @@ def test_an_edited_file_is_refused(database: apsw.Connection, monkeypatch: pytes
     known(monkeypatch, migration(1, "CREATE TABLE a (x)"))
     migrate(database)
     known(monkeypatch, migration(1, "CREATE TABLE a (x, y)", "another sum"))
-    with pytest.raises(MigrationError, match="0001_x.sql was changed"):
+    with pytest.raises(MigrationError, match="was changed"):
         migrate(database)
 
 
@@ -90,7 +89,7 @@ def test_a_gap_in_the_numbers_is_refused(
     folder.mkdir()
     for name in names:
         (folder / name).write_text("SELECT 1")
-    monkeypatch.setattr(migrations.resources, "files", lambda package: tmp_path)
+    monkeypatch.setattr("storage.migrations.resources.files", lambda package: tmp_path)
     with pytest.raises(MigrationError, match="without a gap"):
         migrations.load("any")
 
@@ -104,7 +103,7 @@ def test_the_migrations_of_the_engine_are_numbered_and_change_their_sum_with_the
     with (tmp_path / "migrations" / "0001_initial.sql").open("a") as file:
         file.write("\n")
     (tmp_path / "migrations" / "README").write_text("no migration")
-    monkeypatch.setattr(migrations.resources, "files", lambda package: tmp_path)
+    monkeypatch.setattr("storage.migrations.resources.files", lambda package: tmp_path)
     edited = migrations.load("any")
     assert [m.name for m in edited] == [m.name for m in found]
     assert edited[0].checksum != found[0].checksum

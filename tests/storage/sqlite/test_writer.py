@@ -119,7 +119,7 @@ LogMachine.TestCase.settings = settings(
 )
 
 
-class TestAnyHistoryOfALogIsWhatItsPromisesSay(LogMachine.TestCase):  # type: ignore[misc]
+class TestAnyHistoryOfALogIsWhatItsPromisesSay(LogMachine.TestCase):  # type: ignore[misc, valid-type]
     """Accepted, duplicates, conflicts, offsets, times, keys, deletion, retention, restarts."""
 
 

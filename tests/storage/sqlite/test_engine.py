@@ -1,0 +1,246 @@
+"""The engine on a loop: reading beside writing, deadlines, deletion and retention while commits go on."""
+
+import asyncio
+import contextlib
+import itertools
+import threading
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from storage.errors import NotFound, StorageError, Timeout, Unavailable
+from storage.log import LogState, Range
+from storage.models import Appended, Client, Revocation
+from storage.sqlite import engine as engine_module
+from storage.sqlite.engine import SqliteEngine
+from storage.sqlite.reader import Reader
+from storage.sqlite.writer import Writer
+from tests.storage.sqlite.store import EVERYTHING, numbers
+
+# A statement that runs until it is interrupted.
+ENDLESS = "WITH RECURSIVE n(x) AS (VALUES (1) UNION ALL SELECT x + 1 FROM n) SELECT count(*) FROM n"
+
+
+@pytest.fixture
+async def engine(tmp_path: Path) -> AsyncIterator[SqliteEngine]:
+    opened = await SqliteEngine.open(tmp_path, lambda: 1_000_000, deadline=20)
+    yield opened
+    await opened.close()
+
+
+def wal(engine: SqliteEngine) -> int:
+    return engine._directory.database.with_name("tidegate.db-wal").stat().st_size
+
+
+async def append(engine: SqliteEngine, *stamps: int, device: str = "d") -> Appended:
+    return await engine.append([numbers(device, "m", stamps, "x" * 100)])
+
+
+async def test_a_long_read_blocks_no_commit_and_the_wal_is_bounded_after_it(engine: SqliteEngine) -> None:
+    await append(engine, 1)
+    held, release = threading.Event(), threading.Event()
+
+    def long_read(reader: Reader) -> Any:
+        reader._hold()
+        before = reader._must_exist("d")[5]
+        held.set()
+        assert release.wait(20)
+        return before, reader._must_exist("d")[5]
+
+    reading = asyncio.create_task(engine._read(long_read))
+    assert await asyncio.to_thread(held.wait, 20)
+    try:
+        for n in range(100):
+            await append(engine, *range(10 + n * 500, 510 + n * 500))
+    finally:
+        release.set()
+    grown = await asyncio.to_thread(wal, engine)
+    assert grown > 8_000_000
+    assert await reading == (1, 1)
+    for n in range(100, 200):
+        await append(engine, *range(10 + n * 500, 510 + n * 500))
+    # The same room is used again.
+    assert await asyncio.to_thread(wal, engine) < grown + 1_000_000
+    assert (await engine.latest("d")).offset == 100_001
+
+
+async def test_readers_that_always_overlap_do_not_let_the_wal_grow_without_bound(
+    engine: SqliteEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("storage.sqlite.writer.FOLD_PAGES", 100)
+    monkeypatch.setattr("storage.sqlite.writer.WAIT_PAGES", 500)
+    gates = threading.Event(), threading.Event()
+
+    def read(reader: Reader, mine: int) -> None:
+        # Not before the other one has begun to read too; that may be the next one there.
+        reader._hold()
+        reader._must_exist("d")
+        gates[mine].set()
+        gates[1 - mine].wait(0.02)
+        gates[1 - mine].clear()
+
+    async def go_on(mine: int) -> None:
+        while not stop:
+            await engine._read(read, mine)
+
+    stop = False
+    await append(engine, 1)
+    readers = [asyncio.create_task(go_on(mine)) for mine in (0, 1)]
+    largest = 0
+    for n in range(150):
+        await append(engine, *range(10 + n * 300, 310 + n * 300))
+        largest = max(largest, await asyncio.to_thread(wal, engine))
+    stop = True
+    await asyncio.gather(*readers)
+    # All commits together are more than 12 MB.
+    assert largest < 6_000_000
+
+
+@pytest.mark.parametrize("end", ["deadline", "cancelled"])
+async def test_after_an_interrupted_read_the_next_one_on_that_connection_sees_the_newest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    monkeypatch.setattr(engine_module, "READERS", 1)
+    engine = await SqliteEngine.open(tmp_path, lambda: 1_000_000, deadline=20)
+    kept: list[BaseException] = []
+    await append(engine, *range(100))
+
+    for n in range(10):
+        started = threading.Event()
+
+        def endless(reader: Reader, started: threading.Event = started) -> None:
+            # Half-read cursors, as a merge of several series has them, then what does not end.
+            rows = reader._lane(Range("d", (), 0, 100), 1, "m", 0, 100)
+            next(rows)
+            started.set()
+            try:
+                reader._execute(ENDLESS, ()).fetchall()
+            except BaseException as error:
+                kept.append(error)
+                raise
+
+        if end == "deadline":
+            engine._deadline = 0.05
+            with pytest.raises(Timeout):
+                await engine._read(endless)
+            engine._deadline = 20
+        else:
+            reading = asyncio.create_task(engine._read(endless))
+            assert await asyncio.to_thread(started.wait, 20)
+            reading.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await reading
+        await append(engine, 1_000 + n)
+        latest = await engine.latest("d")
+        assert (latest.metrics["m"].ts, latest.offset) == (1_000 + n, 101 + n)
+    assert kept
+    await engine.close()
+
+
+async def test_commits_are_never_refused_because_others_wait_for_the_writer(
+    engine: SqliteEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held, release = threading.Event(), threading.Event()
+
+    def hold(writer: Writer) -> None:
+        held.set()
+        assert release.wait(20)
+
+    first = engine._writing.submit(hold)
+    assert await asyncio.to_thread(held.wait, 20)
+    others = [
+        asyncio.create_task(engine.put_device("d", str(n), {}))
+        for n in range(engine_module.WRITES_WAITING + 5)
+    ]
+    await asyncio.sleep(0)
+    commit = engine.append([numbers("d", "m", [1])])
+    release.set()
+    assert (await commit).batch is not None
+    await first
+    results = await asyncio.gather(*others, return_exceptions=True)
+    assert sum(isinstance(result, Unavailable) for result in results) == 6
+
+
+async def test_deletion_is_seen_at_once_and_swept_in_steps_while_commits_go_on(
+    engine: SqliteEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("storage.sqlite.writer.SWEEP_ROWS", 50)
+    await append(engine, *range(1_000))
+    await append(engine, *range(1_000), device="e")
+    await engine.delete_device("d", readings=True)
+    with pytest.raises(NotFound):
+        await engine.latest("d")
+    page = await engine.read_from(0, engine.state().head, 5_000, EVERYTHING)
+    assert {r.device for r in page.readings} == {"e"}
+    sweeping = asyncio.create_task(engine.sweep(0))
+    meanwhile = 0
+    while not sweeping.done():
+        await append(engine, 10_000 + meanwhile)
+        meanwhile += 1
+    assert meanwhile >= 5
+    latest = await engine.latest("d")
+    assert latest.metrics["m"].ts == 9_999 + meanwhile
+    assert engine.state() == LogState(engine.state().epoch, 2_000 + meanwhile, 0)
+
+
+async def test_retention_raises_the_floor_that_state_tells(engine: SqliteEngine) -> None:
+    await append(engine, *range(10, 20))
+    await engine.sweep(15)
+    assert engine.state() == LogState(engine.state().epoch, 10, 5)
+    await engine.sweep(15)
+    assert engine.state().floor == 5
+
+
+async def test_state_never_tells_of_a_commit_before_its_answer(engine: SqliteEngine) -> None:
+    await append(engine, 10)
+    future = engine.append([numbers("d", "m", [11])])
+    held = asyncio.create_task(engine.sweep(1))
+    while not future.done():
+        assert engine.state().head == 1
+        await asyncio.sleep(0)
+    await held
+    assert engine.state().head == 2
+
+
+async def test_accounts_and_devices_are_kept_and_end(engine: SqliteEngine) -> None:
+    client = Client("c", b"hash", ("a", "b"), ("x.>", "y"), 60, 5)
+    await engine.add_client(client)
+    with pytest.raises(StorageError):
+        await engine.add_client(client)
+    assert await engine.client("c") == client
+    assert await engine.clients("", 10) == [client]
+    assert await engine.clients("c", 10) == []
+    end = Revocation("subject", "c", 1, 2)
+    await engine.remove_client("c", end)
+    with pytest.raises(NotFound):
+        await engine.remove_client("c", end)
+    assert await engine.client("c") is None
+    assert await engine.revocations() == [end]
+    assert await engine.put_device("d", "n", {"b": "1", "a": "2"})
+    assert (await engine.device("d")).labels == {"b": "1", "a": "2"}
+    await engine.delete_device("d", readings=False)
+    with pytest.raises(NotFound):
+        await engine.delete_device("d", readings=False)
+
+
+async def test_a_closed_engine_says_that_it_is_unavailable(tmp_path: Path) -> None:
+    engine = await SqliteEngine.open(tmp_path, lambda: 1)
+    await engine.ping()
+    pending = engine.append([numbers("d", "m", [1])])
+    await engine.close()
+    assert pending.result().batch is not None
+    for call in (engine.ping, lambda: engine.latest("d"), lambda: engine.sweep(0)):
+        with pytest.raises(Unavailable):
+            await call()
+
+
+async def test_offsets_are_contiguous_and_every_commit_is_read_back(engine: SqliteEngine) -> None:
+    futures = [engine.append([numbers(f"d{n % 7}", "m", [n, n + 1])]) for n in range(200)]
+    batches = [(await future).batch for future in futures]
+    offsets = itertools.chain.from_iterable(range(b.first, b.last + 1) for b in batches if b is not None)
+    head = engine.state().head
+    assert list(offsets) == list(range(1, head + 1))
+    page = await engine.read_from(0, head, 10_000, EVERYTHING)
+    assert [r.offset for r in page.readings] == list(range(1, head + 1))
