@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 import uvloop
 from blockbuster import BlockBuster, blockbuster_ctx
@@ -18,7 +19,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """The markers."""
+    """The markers, and what hypothesis must not complain of."""
+    # How long an example takes says more of the machine than of the code.
+    hypothesis.settings.register_profile(
+        "tidegate", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+    )
+    hypothesis.settings.load_profile("tidegate")
     config.addinivalue_line("markers", "system: needs installed programs or root")
 
 
