@@ -109,7 +109,11 @@ class FastLane:
         try:
             if self._requests is not None and known.cost:
                 self._requests.take(known.account, known.cost)
-            answer = known.handler(Request(known.admitted.head, body, request_id, connection.address, now))
+            head = known.admitted.head
+            address = connection.address
+            if self._lane.proxied:
+                address = self._lane.address(address, head.headers)
+            answer = known.handler(Request(head, body, request_id, address, now))
         except Exception as error:
             answer = self._dispatch.problem(error, request_id)
         if answer.__class__ is not Response or self._access is not None:
@@ -154,7 +158,16 @@ class FastLane:
             )
             path = message.path.partition("?")[0]
             return self._encoded(
-                response, request_id, origin, started, ANONYMOUS, NO_ROUTE, message.method, path, connection
+                response,
+                request_id,
+                origin,
+                started,
+                ANONYMOUS,
+                NO_ROUTE,
+                message.method,
+                path,
+                connection,
+                headers,
             )
         body = b"" if payload is EMPTY_PAYLOAD else payload.read_nowait(-1)
         if head:
@@ -163,10 +176,9 @@ class FastLane:
             self.memo.put(head, Known(admitted, len(body), self._verifier.generation, kept, origin))
         if not admitted.endpoint.consumes:
             body = b""
+        address = self._lane.address(connection.address, headers)
         try:
-            answer = admitted.endpoint.handler(
-                Request(admitted.head, body, request_id, connection.address, now)
-            )
+            answer = admitted.endpoint.handler(Request(admitted.head, body, request_id, address, now))
         except Exception as error:
             answer = self._dispatch.problem(error, request_id)
         return self._answer(connection, admitted, answer, request_id, origin, started)
@@ -252,6 +264,7 @@ class FastLane:
             head.method,
             head.raw_path,
             connection,
+            head.headers,
         )
 
     def _encoded(
@@ -265,6 +278,7 @@ class FastLane:
         method: str,
         path: str,
         connection: Connection,
+        headers: Headers,
     ) -> bytes:
         data = self._encode(
             response,
@@ -280,7 +294,7 @@ class FastLane:
         if self._access is not None:
             self._access.record(
                 request_id,
-                connection.address,
+                self._lane.address(connection.address, headers),
                 principal.subject,
                 method,
                 path,

@@ -158,6 +158,7 @@ class FastProtocol(GateProtocol):
             if type(message) is RawRequestMessage and payload.is_eof() and is_exact(message, length):
                 return is_plain(message)
         self._remaining = UNKNOWN
+        self._look_for_errors()
         return False
 
     def _answer_parsed(self, head: bytes, now: int) -> bytes | None:

@@ -194,8 +194,13 @@ class GateProtocol(RequestHandler):
         super().data_received(data)
         if self._parser is not None and data:
             self._measure(data, self._request_count - before)
-            if self._messages and not hasattr(self._messages[-1][0], "headers"):
-                self._break_body()
+            self._look_for_errors()
+
+    def _look_for_errors(self) -> None:
+        """The parser may have put its complaint into the queue."""
+        if self._messages and type(self._messages[-1][0]) is not RawRequestMessage:
+            self._gate.parse_errors += 1
+            self._break_body()
 
     def _measure(self, data: bytes, messages: int) -> None:
         """Keep track of where requests begin and end; `messages`: how many heads the parser found."""
@@ -290,7 +295,6 @@ class GateProtocol(RequestHandler):
             # The client has gone; aiohttp ends the connection without a word.
             raise exc
         if status == 400:
-            gate.parse_errors += 1
             problem = _refusal(exc, message or "")
         else:
             _log.error("unexpected error", exc_info=exc)
