@@ -49,7 +49,7 @@ def open_writer(path: Path, vfs: str | None = None) -> apsw.Connection:
 
 
 def open_reader(path: Path) -> apsw.Connection:
-    """A connection that cannot write. It joins the WAL at once.
+    """A connection that cannot write. It joins the WAL at once, since the pragmas need the schema.
 
     While one is in, a writer that opens anew takes the WAL as the last commit left it; only the
     first one in recovers it, and might bring back a commit whose writers were told that it failed.
@@ -59,7 +59,6 @@ def open_reader(path: Path) -> apsw.Connection:
         for pragma in _PRAGMAS:
             connection.execute(pragma)
         connection.execute("PRAGMA query_only = ON")
-        connection.execute("PRAGMA schema_version").fetchall()
     except apsw.Error as error:
         raise translate(error) from error
     return connection

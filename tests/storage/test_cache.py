@@ -248,6 +248,7 @@ class Story:
         loads = len(self.database.loads) + (device not in self.cache._loads)
         self._asking.append(asyncio.create_task(self.cache.fetch(device)))
         # A load reads the database as of its beginning.
+        await asyncio.sleep(0)
         await started(self.database, loads)
 
     async def get(self, device: str) -> None:

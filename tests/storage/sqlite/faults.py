@@ -10,7 +10,7 @@ NAME = "faulty"
 
 
 class Faults(apsw.VFS):
-    """SQLite's own file system, in which the n-th call of xWrite or xSync since `arm(n)` fails.
+    """SQLite's own file system, in which calls of xWrite and xSync fail from the n-th after `arm(n)` on.
 
     `broken`: handles whose xSync has failed; `touched`: those of them that were written or synced
     all the same afterwards.
@@ -19,16 +19,17 @@ class Faults(apsw.VFS):
     def __init__(self) -> None:
         super().__init__(NAME, "")
         self._numbers = count(1)
-        self._fail_at = 0
+        self._failing = range(0)
         self._error = apsw.SQLITE_IOERR_WRITE
         self.calls = 0
         self.hits = 0
         self.broken: set[int] = set()
         self.touched: set[int] = set()
 
-    def arm(self, n: int, error: int = apsw.SQLITE_IOERR) -> None:
-        """Let the n-th call from now on fail, once; 0: none."""
-        self._fail_at, self._error, self.calls, self.hits = n, error, 0, 0
+    def arm(self, n: int, error: int = apsw.SQLITE_IOERR, times: int = 1) -> None:
+        """Let so many calls fail, the n-th from now on and those after it; 0: none."""
+        self._failing = range(n, n + times) if n else range(0)
+        self._error, self.calls, self.hits = error, 0, 0
 
     def xOpen(self, name: str | apsw.URIFilename | None, flags: list[int]) -> apsw.VFSFile:  # noqa: N802
         """Open a file."""
@@ -37,7 +38,7 @@ class Faults(apsw.VFS):
     def step(self, handle: int, *, sync: bool) -> None:
         """Count a call, and fail if it is the one."""
         self.calls += 1
-        if self.calls == self._fail_at:
+        if self.calls in self._failing:
             self.hits += 1
             if sync:
                 self.broken.add(handle)

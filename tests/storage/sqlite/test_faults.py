@@ -201,6 +201,25 @@ def test_a_commit_that_failed_and_comes_back_by_recovery_keeps_its_offsets(
         assert sorted(row[3] for row in log.rows()) == [1, 2, 3, 4]
 
 
+def test_a_commit_whose_writers_were_told_that_it_failed_does_not_come_back_in_this_process(
+    tmp_path: Path, faulty: Faults
+) -> None:
+    """Its frames lie whole in the WAL; only a recovery would take them in."""
+    with store(tmp_path, NAME) as log, log.reader() as reader:
+        log.stored(numbers("d", "m", [1]))
+        faulty.arm(0)
+        log.stored(numbers("d", "m", [2]))
+        # The sync of the commit fails, and everything after it for a while.
+        faulty.arm(faulty.calls, apsw.SQLITE_IOERR_FSYNC, times=10**6)
+        for n in (3, 4, 5):
+            assert isinstance(log.append(numbers("d", "m", [n]))[0], errors.Unavailable)
+        assert faulty.broken
+        faulty.arm(0)
+        assert [r.offset for r in log.stored(numbers("d", "m", [6]))] == [3]
+        assert [row[3] for row in log.rows()] == [1, 2, 6]
+        assert reader.latest("d").offset == 3
+
+
 def test_the_writer_really_waits_for_the_device(tmp_path: Path, faulty: Faults) -> None:
     made = open_writer(tmp_path / "x.db", NAME)
     assert made.execute("PRAGMA journal_mode").get == "wal"
