@@ -36,6 +36,14 @@ class ClientGone(ConnectionResetError):
     """The connection was lost before the request was whole."""
 
 
+class BrokenBody(RequestPayloadError):
+    """The parser gave up inside a body; `problem`: in which words."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem.detail)
+        self.problem = problem
+
+
 class Lane:
     """Handles a request that aiohttp has parsed.
 
@@ -179,6 +187,8 @@ class Lane:
             source.protocol._lingering_time = LINGER_SLOW
             detail = f"the body did not arrive within {self.body_timeout} s"
             raise Problem("request_timeout", detail) from None
+        except BrokenBody as broken:
+            raise broken.problem from broken
         except (RequestPayloadError, web.PayloadAccessError) as error:
             raise Problem("malformed", "the body does not keep to HTTP") from error
         except OSError as error:

@@ -20,7 +20,7 @@ from aiohttp.web_protocol import RequestHandler, RequestPayloadError
 from handlers.problems import Problem, retry_after
 from server.dispatch import RequestIds
 from server.encoding import Encoder
-from server.lane import NO_ROUTE, ClientGone, Lane
+from server.lane import NO_ROUTE, BrokenBody, ClientGone, Lane
 from server.metrics import Metrics
 from server.wire import Wire
 
@@ -126,6 +126,7 @@ class GateProtocol(RequestHandler):
 
     __slots__ = (
         "_begun",
+        "_broken",
         "_gate",
         "_head_until",
         "_remaining",
@@ -146,6 +147,8 @@ class GateProtocol(RequestHandler):
         # Whether a head has begun that is not whole, and its last bytes.
         self._begun = False
         self._tail = b""
+        # The parser has refused something.
+        self._broken = False
         # Bytes of the current body that have not come yet; 0 between two requests.
         self._remaining = 0
         # Loop time until which the head that has begun must be whole; 0: none has begun.
@@ -181,7 +184,7 @@ class GateProtocol(RequestHandler):
         if self._socket is None:
             return
         # One by one: the parser forgets what stood before a request that it refuses.
-        while self._remaining == 0 and not self._begun:
+        while self._remaining == 0 and not self._begun and not self._broken:
             stop = measured(data)
             if stop >= len(data):
                 break
@@ -190,6 +193,9 @@ class GateProtocol(RequestHandler):
         self._feed(data)
 
     def _feed(self, data: bytes) -> None:
+        # Behind what is no HTTP nothing is read any more.
+        if self._broken:
+            return
         before = self._request_count
         super().data_received(data)
         if self._parser is not None and data:
@@ -199,6 +205,7 @@ class GateProtocol(RequestHandler):
     def _look_for_errors(self) -> None:
         """The parser may have put its complaint into the queue."""
         if self._messages and type(self._messages[-1][0]) is not RawRequestMessage:
+            self._broken = True
             self._gate.parse_errors += 1
             self._break_body()
 
@@ -248,7 +255,8 @@ class GateProtocol(RequestHandler):
         """The parser gave up inside a body, which will never end: whoever reads it must know."""
         content = self._messages[-2][1] if len(self._messages) > 1 else self.content
         if not content.is_eof():
-            _break(content, RequestPayloadError("the body does not keep to HTTP"))
+            refused = self._messages[-1][0]
+            _break(content, BrokenBody(_refusal(refused.exc, refused.message)))
 
     @property
     def _idle(self) -> bool:
