@@ -55,8 +55,10 @@ class Readings:
         return self._show_latest(request, await self._cache.fetch(device))
 
     def _show_latest(self, request: Request, latest: Latest) -> Response:
-        position = f"{self._log.state().epoch}-{latest.offset}"
-        etag = f'W/"{position}"'
+        state = self._log.state()
+        position = f"{state.epoch}-{latest.offset}"
+        # Retention takes values away without a new offset, and moves the floor.
+        etag = f'W/"{position}.{state.floor}"' if state.floor else f'W/"{position}"'
         lines = f"ETag: {etag}\r\n{_LATEST_LINES}"
         head = request.head
         if "If-None-Match" in head.headers:

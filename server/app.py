@@ -98,7 +98,8 @@ class Gate:
         )
         self._requests = _limiter("requests", settings.rate_limit)
         self._points = _limiter("points", settings.point_limit)
-        self._failures = _failure_limiter(settings.login_limit)
+        # Who mistypes a secret does so several times in a row: the whole limit is the burst.
+        self._logins = _limiter("logins", settings.login_limit, burst=settings.login_limit)
         self.writing = Writing(self.commit, engine, self._points)
         self.tokens = TokenHandlers(
             engine,
@@ -107,7 +108,7 @@ class Gate:
             self.verifier,
             self.revocations,
             ring,
-            self._failures,
+            FailureLimiter(self._logins) if self._logins is not None else None,
             settings.token_ttl,
             logs.audit,
         )
@@ -187,9 +188,11 @@ class Gate:
         """Remove what is too old or was deleted."""
         retention = self._settings.retention
         floor = self.engine.state().floor
-        await self.engine.sweep(wall_clock() - retention * 1_000_000 if retention else 0)
-        if self.engine.state().floor != floor:
-            self.cache.clear()
+        try:
+            await self.engine.sweep(wall_clock() - retention * 1_000_000 if retention else 0)
+        finally:
+            if self.engine.state().floor != floor:
+                self.cache.clear()
 
     def _render(self, accept: str) -> tuple[bytes, str]:
         # The routes are there before the metrics that count them.
@@ -289,6 +292,10 @@ class Gate:
                 cache=name,
             )
         gauge("tidegate_bodies_bytes", "Bytes of bodies that are arriving.", lambda: server.lane.held)
+        for limiter in (self._requests, self._points, self._logins):
+            if limiter is not None:
+                refused = partial(getattr, limiter, "refused")
+                counter("tidegate_limit_refusals_total", "Over a limit.", refused, policy=limiter.policy.name)
         gauge("tidegate_connections_open", "Connections.", lambda: server.open)
         counter("tidegate_connections_accepted_total", "Connections accepted.", lambda: server.accepted)
         counter("tidegate_connections_refused_total", "Connections over the cap.", lambda: server.refused)
@@ -296,13 +303,8 @@ class Gate:
         counter("tidegate_log_lines_dropped_total", "Log lines dropped.", lambda: log.dropped)
 
 
-def _limiter(name: str, limit: int) -> Limiter | None:
-    return Limiter(Policy(name, limit)) if limit else None
-
-
-def _failure_limiter(limit: int) -> FailureLimiter | None:
-    # People who mistype a secret do so several times in a row: the whole limit is the burst.
-    return FailureLimiter(Limiter(Policy("logins", limit, burst=limit))) if limit else None
+def _limiter(name: str, limit: int, burst: int | None = None) -> Limiter | None:
+    return Limiter(Policy(name, limit, burst=burst)) if limit else None
 
 
 async def _repeat(name: str, every: float, work: Callable[[], Awaitable[None]]) -> None:

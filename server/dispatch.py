@@ -13,8 +13,8 @@ from urllib.parse import parse_qsl
 from msgspec import Struct
 
 from auth.principal import ANONYMOUS, SCOPES, Principal, Scope
-from auth.rate_limit import Limiter, Limits
-from auth.tokens import TokenVerifier
+from auth.rate_limit import Limiter, LimitExceeded, Limits
+from auth.tokens import TokenError, TokenVerifier
 from handlers.codings import CODINGS
 from handlers.exchange import Answer, Deferred, Handler, Head, Headers, Kind, Media, Request, Response
 from handlers.negotiation import accepted, content_media, media_names, preferences
@@ -29,6 +29,9 @@ _ABSOLUTE = re.compile(r"https?://[^/?#]*", re.ASCII | re.IGNORECASE)
 QUERY_FIELDS_MAX = 200
 # Bytes of a body from somebody who is not known yet: a form with which to log in.
 ANONYMOUS_BODY_MAX = 64 * 1024
+
+# Where requests are counted that no route took.
+NO_ROUTE = -1
 
 SCOPE_NAMES = {scope: name for name, scope in SCOPES.items()}
 
@@ -141,35 +144,26 @@ class Dispatch:
     def admit(self, method: str, target: str, version: tuple[int, int], headers: Headers) -> Admitted:
         """Everything that can be said from the head alone.
 
-        Raises what problem_of understands; KeyUnknown when the keys of an outside issuer must be
-        fetched first.
+        Refused; Preflight for OPTIONS; KeyUnknown when the keys of an outside issuer must be fetched
+        first.
         """
-        if version not in ((1, 1), (1, 0)):
-            raise Problem("version_not_supported", "expected HTTP/1.0 or HTTP/1.1")
-        raw_path, query_string = split_target(target)
-        endpoint, params = self._route(method, raw_path, headers)
-        principal = ANONYMOUS if endpoint.scope is None else self._authorise(endpoint, headers)
-        query = _query(query_string)
-        accept = accepted(", ".join(headers.getall("Accept", [])), endpoint.offers)
-        if accept is None:
-            raise Problem("not_acceptable", f"expected Accept to take in {media_names(endpoint.offers)}")
-        content, limit, coding, expects = Media.NONE, 0, "", False
-        if endpoint.consumes:
-            content, limit, coding = self._body(endpoint, headers)
-            expects = _expects(headers, version)
-        head = Head(
-            method,
-            raw_path,
-            query_string,
-            params,
-            query,
-            headers,
-            accept,
-            content,
-            preferences(headers.getall("Prefer", [])),
-            principal,
-        )
-        return Admitted(endpoint, head, limit, coding, expects)
+        index, principal = NO_ROUTE, ANONYMOUS
+        try:
+            if version not in ((1, 1), (1, 0)):
+                raise Problem("version_not_supported", "expected HTTP/1.0 or HTTP/1.1")
+            if version == (1, 1) and "Host" not in headers:
+                raise Problem("malformed", "expected the header Host (RFC 9112 section 3.2)")
+            raw_path, query_string = split_target(target)
+            endpoint, params = self._route(method, raw_path, headers)
+            index = endpoint.index
+            if endpoint.scope is not None:
+                principal = self._verifier.verify(_token(headers))
+                self._authorise(endpoint, endpoint.scope, principal)
+            return self._understand(
+                endpoint, method, raw_path, query_string, params, headers, version, principal
+            )
+        except (Problem, TokenError, LimitExceeded) as error:
+            raise Refused(error, index, principal) from error
 
     def call(self, endpoint: Endpoint, request: Request) -> Answer:
         """Run the handler; what it raises at once becomes a problem."""
@@ -214,17 +208,8 @@ class Dispatch:
             raise Problem("method_not_allowed", f"{method} is not allowed here", headers=(allow,)) from None
         return match.target, match.params
 
-    def _authorise(self, endpoint: Endpoint, headers: Headers) -> Principal:
-        given = headers.getall("Authorization", [])
-        if not given:
-            raise Problem("token_missing", "expected Authorization: Bearer <token>", headers=(challenge(),))
-        scheme, _, token = given[0].partition(" ")
-        if len(given) > 1 or scheme.lower() != "bearer" or not token:
-            detail = "expected Authorization: Bearer <token>"
-            raise Problem("token_malformed", detail, headers=(challenge("invalid_request", detail),))
-        principal = self._verifier.verify(token.strip())
-        scope = endpoint.scope
-        if scope and scope not in principal.scopes:
+    def _authorise(self, endpoint: Endpoint, scope: Scope, principal: Principal) -> None:
+        if scope not in principal.scopes:
             name = SCOPE_NAMES[scope]
             raise Problem(
                 "insufficient_scope",
@@ -233,7 +218,40 @@ class Dispatch:
             )
         if self._requests is not None and endpoint.cost:
             self._requests.take(principal.account, endpoint.cost)
-        return principal
+
+    def _understand(
+        self,
+        endpoint: Endpoint,
+        method: str,
+        raw_path: str,
+        query_string: str,
+        params: dict[str, str],
+        headers: Headers,
+        version: tuple[int, int],
+        principal: Principal,
+    ) -> Admitted:
+        """What is asked for and in which form."""
+        query = _query(query_string)
+        accept = accepted(", ".join(headers.getall("Accept", [])), endpoint.offers)
+        if accept is None:
+            raise Problem("not_acceptable", f"expected Accept to take in {media_names(endpoint.offers)}")
+        content, limit, coding, expects = Media.NONE, 0, "", False
+        if endpoint.consumes:
+            content, limit, coding = self._body(endpoint, headers)
+            expects = _expects(headers, version)
+        head = Head(
+            method,
+            raw_path,
+            query_string,
+            params,
+            query,
+            headers,
+            accept,
+            content,
+            preferences(headers.getall("Prefer", [])),
+            principal,
+        )
+        return Admitted(endpoint, head, limit, coding, expects)
 
     def _body(self, endpoint: Endpoint, headers: Headers) -> tuple[Media, int, str]:
         """Form, largest size and content coding of the body."""
@@ -242,7 +260,7 @@ class Dispatch:
         if media is None or media not in endpoint.consumes:
             names = media_names(endpoint.consumes)
             raise Problem("unsupported_media_type", f"expected {names}", headers=(("Accept", names),))
-        coding = headers.get("Content-Encoding", "").strip().lower()
+        coding = ", ".join(headers.getall("Content-Encoding", [])).strip().lower()
         if coding == "identity":
             coding = ""
         if coding and coding not in CODINGS:
@@ -266,12 +284,38 @@ class Dispatch:
         return media, limit, coding
 
 
+class Refused(Exception):
+    """A request whose head is not in order.
+
+    `cause`: what problem_of understands. `index`: of the route it was for (NO_ROUTE: none was found),
+    `principal`: who sent it (ANONYMOUS: nobody was found).
+    """
+
+    def __init__(self, cause: Exception, index: int, principal: Principal) -> None:
+        super().__init__(str(cause))
+        self.cause = cause
+        self.index = index
+        self.principal = principal
+
+
 class Preflight(Exception):
     """Not an error: OPTIONS is answered from the table of routes."""
 
     def __init__(self, allowed: tuple[str, ...], headers: tuple[tuple[str, str], ...]) -> None:
         super().__init__()
         self.response = Response(204, headers=(("Allow", ", ".join(allowed)), *headers))
+
+
+def _token(headers: Headers) -> str:
+    """The bearer token (RFC 6750 section 2.1)."""
+    given = headers.getall("Authorization", [])
+    if not given:
+        raise Problem("token_missing", "expected Authorization: Bearer <token>", headers=(challenge(),))
+    scheme, _, token = given[0].partition(" ")
+    if len(given) > 1 or scheme.lower() != "bearer" or not token:
+        detail = "expected Authorization: Bearer <token>"
+        raise Problem("token_malformed", detail, headers=(challenge("invalid_request", detail),))
+    return token.strip()
 
 
 def split_target(target: str) -> tuple[str, str]:

@@ -18,9 +18,9 @@ from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 from aiohttp.web_protocol import RequestHandler, RequestPayloadError
 
 from handlers.problems import Problem, retry_after
-from server.dispatch import RequestIds
+from server.dispatch import NO_ROUTE, RequestIds
 from server.encoding import Encoder
-from server.lane import NO_ROUTE, BrokenBody, ClientGone, Lane
+from server.lane import BrokenBody, ClientGone, Lane
 from server.metrics import Metrics
 from server.wire import Wire
 
@@ -255,7 +255,7 @@ class GateProtocol(RequestHandler):
         """The parser gave up inside a body, which will never end: whoever reads it must know."""
         content = self._messages[-2][1] if len(self._messages) > 1 else self.content
         if not content.is_eof():
-            refused = self._messages[-1][0]
+            refused = cast("Any", self._messages[-1][0])
             _break(content, BrokenBody(_refusal(refused.exc, refused.message)))
 
     @property

@@ -1,4 +1,4 @@
-"""Both lanes side by side: the same bytes, cut at the same places, into a gate with and one without the fast lane."""
+"""Both lanes side by side: the same bytes, cut at the same places, with the fast lane and without."""
 
 import asyncio
 import re
