@@ -118,7 +118,7 @@ class Gate:
             self.tokens,
             health,
         )
-        table = routes.table(*parts)
+        table = self.routes = routes.table(*parts)
         self.metrics = Metrics([(route.method, route.template) for route in table])
         self.encoder = Encoder()
         self.encoder.tick(formatdate(usegmt=True))
