@@ -23,7 +23,8 @@ from handlers.reading import Readings
 from handlers.tokens import TokenHandlers
 from handlers.writing import Writing
 from server import identity, logs, routes
-from server.dispatch import Cors, Dispatch, Endpoint
+from server.cors import Cors
+from server.dispatch import Dispatch, Endpoint
 from server.encoding import Encoder
 from server.lane import Lane
 from server.metrics import Metrics

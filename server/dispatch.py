@@ -6,7 +6,6 @@ Both lanes call it. It knows nothing of sockets.
 import logging
 import re
 import secrets
-from collections.abc import Iterable
 from itertools import count
 from urllib.parse import parse_qsl
 
@@ -14,11 +13,12 @@ from msgspec import Struct
 
 from auth.principal import ANONYMOUS, SCOPES, Principal, Scope
 from auth.rate_limit import Limiter, policy_field, state_field
-from auth.tokens import TokenVerifier
+from auth.tokens import KeyUnknown, TokenVerifier
 from handlers.codings import CODINGS
 from handlers.exchange import Answer, Deferred, Handler, Head, Headers, Kind, Media, Request, Response
 from handlers.negotiation import accepted, content_media, media_names, preferences
 from handlers.problems import Problem, challenge, problem_of
+from server.cors import Cors
 from server.router import BadPath, MethodNotAllowed, NotFound, Router
 
 _log = logging.getLogger("tidegate.dispatch")
@@ -65,40 +65,14 @@ class Admitted(Struct, frozen=True):
     expects: bool
 
 
-class Cors:
-    """Which origins browsers may call from (the Fetch standard)."""
+class NotAdmitted(Exception):
+    """A request that was refused for its head, `error`, when its route and perhaps its sender were known."""
 
-    def __init__(self, origins: Iterable[str]) -> None:
-        self._origins = frozenset(origins)
-
-    def lines(self, origin: str) -> str:
-        """Header lines for an answer to a page of this origin."""
-        if not self._origins or not origin:
-            return ""
-        if origin not in self._origins and "*" not in self._origins:
-            return "Vary: Origin\r\n"
-        return (
-            f"Access-Control-Allow-Origin: {origin}\r\nVary: Origin\r\n"
-            "Access-Control-Expose-Headers: ETag, Link, Location, RateLimit, RateLimit-Policy, "
-            "Retry-After, X-Request-ID, Preference-Applied\r\n"
-        )
-
-    def preflight(self, headers: Headers, allowed: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
-        """Headers of the answer to OPTIONS."""
-        origin = headers.get("Origin", "")
-        if not headers.get("Access-Control-Request-Method", "") or (
-            origin not in self._origins and "*" not in self._origins
-        ):
-            return ()
-        return (
-            ("Access-Control-Allow-Methods", ", ".join(allowed)),
-            (
-                "Access-Control-Allow-Headers",
-                "Authorization, Content-Type, Content-Encoding, Accept, Prefer, Idempotency-Key, "
-                "If-None-Match, Last-Event-ID, X-Request-ID",
-            ),
-            ("Access-Control-Max-Age", "600"),
-        )
+    def __init__(self, endpoint: Endpoint, principal: Principal, error: Exception) -> None:
+        super().__init__(str(error))
+        self.endpoint = endpoint
+        self.principal = principal
+        self.error = error
 
 
 class RequestIds:
@@ -138,35 +112,43 @@ class Dispatch:
     def admit(self, method: str, target: str, version: tuple[int, int], headers: Headers) -> Admitted:
         """Everything that can be said from the head alone.
 
-        Raises what problem_of understands; KeyUnknown when the keys of an outside issuer must be
-        fetched first.
+        NotAdmitted, before there is a route what problem_of understands; KeyUnknown when the keys of
+        an outside issuer must be fetched first.
         """
         if version not in ((1, 1), (1, 0)):
             raise Problem("version_not_supported", "expected HTTP/1.0 or HTTP/1.1")
         raw_path, query_string = split_target(target)
         endpoint, params = self._route(method, raw_path, headers)
-        principal = ANONYMOUS if endpoint.scope is None else self._authorise(endpoint, headers)
-        query = _query(query_string)
-        accept = accepted(", ".join(headers.getall("Accept", [])), endpoint.offers)
-        if accept is None:
-            raise Problem("not_acceptable", f"expected Accept to take in {media_names(endpoint.offers)}")
-        content, limit, coding, expects = Media.NONE, 0, "", False
-        if endpoint.consumes:
-            content, limit, coding = self._body(endpoint, headers)
-            expects = _expects(headers, version)
-        head = Head(
-            method,
-            raw_path,
-            query_string,
-            params,
-            query,
-            headers,
-            accept,
-            content,
-            preferences(headers.getall("Prefer", [])),
-            principal,
-        )
-        return Admitted(endpoint, head, limit, coding, expects)
+        principal = ANONYMOUS
+        try:
+            if endpoint.scope is not None:
+                principal = self._authenticate(headers)
+                self._authorise(endpoint, endpoint.scope, principal)
+            query = _query(query_string)
+            accept = accepted(", ".join(headers.getall("Accept", [])), endpoint.offers)
+            if accept is None:
+                raise Problem("not_acceptable", f"expected Accept to take in {media_names(endpoint.offers)}")
+            content, limit, coding, expects = Media.NONE, 0, "", False
+            if endpoint.consumes:
+                content, limit, coding = self._body(endpoint, headers)
+                expects = _expects(headers, version)
+            head = Head(
+                method,
+                raw_path,
+                query_string,
+                params,
+                query,
+                headers,
+                accept,
+                content,
+                preferences(headers.getall("Prefer", [])),
+                principal,
+            )
+            return Admitted(endpoint, head, limit, coding, expects)
+        except KeyUnknown:
+            raise
+        except Exception as error:
+            raise NotAdmitted(endpoint, principal, error) from error
 
     def call(self, endpoint: Endpoint, request: Request) -> Answer:
         """Run the handler; what it raises at once becomes a problem."""
@@ -215,7 +197,7 @@ class Dispatch:
             raise Problem("method_not_allowed", f"{method} is not allowed here", headers=(allow,)) from None
         return match.target, match.params
 
-    def _authorise(self, endpoint: Endpoint, headers: Headers) -> Principal:
+    def _authenticate(self, headers: Headers) -> Principal:
         given = headers.getall("Authorization", [])
         if not given:
             raise Problem("token_missing", "expected Authorization: Bearer <token>", headers=(challenge(),))
@@ -223,9 +205,10 @@ class Dispatch:
         if len(given) > 1 or scheme.lower() != "bearer" or not token:
             detail = "expected Authorization: Bearer <token>"
             raise Problem("token_malformed", detail, headers=(challenge("invalid_request", detail),))
-        principal = self._verifier.verify(token.strip())
-        scope = endpoint.scope
-        if scope and scope not in principal.scopes:
+        return self._verifier.verify(token.strip())
+
+    def _authorise(self, endpoint: Endpoint, scope: Scope, principal: Principal) -> None:
+        if scope not in principal.scopes:
             name = SCOPE_NAMES[scope]
             raise Problem(
                 "insufficient_scope",
@@ -234,7 +217,6 @@ class Dispatch:
             )
         if self._requests is not None and endpoint.cost:
             self._requests.take(principal.account, endpoint.cost)
-        return principal
 
     def _body(self, endpoint: Endpoint, headers: Headers) -> tuple[Media, int, str]:
         """Form, largest size and content coding of the body."""

@@ -15,7 +15,7 @@ from auth.tokens import KeyUnknown, TokenVerifier
 from handlers import codings
 from handlers.exchange import Deferred, Headers, Request, Response
 from handlers.problems import Problem, retry_after
-from server.dispatch import Admitted, Dispatch, Endpoint, Preflight, RequestIds
+from server.dispatch import Admitted, Dispatch, Endpoint, NotAdmitted, Preflight, RequestIds
 from server.encoding import Encoder
 from server.logs import AccessLog
 from server.metrics import Metrics
@@ -84,6 +84,9 @@ class Lane:
             response = await self._answer(admitted.endpoint, request)
         except Preflight as preflight:
             response = preflight.response
+        except NotAdmitted as refused:
+            principal, index = refused.principal, refused.endpoint.index
+            response = self._dispatch.problem(refused.error, request_id)
         except ClientGone:
             # aiohttp ends the connection without a word.
             raise

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from yarl import URL
 
-from server.dispatch import Cors, RequestIds, split_target
+from server.cors import Cors
+from server.dispatch import RequestIds, split_target
 from tests.running import Running, run_gate
 
 WRITE = {"metric": "m", "value": 1}
@@ -181,6 +182,7 @@ async def test_a_limit_is_shown_counted_per_principal_and_told_by_429(tmp_path: 
         assert statuses[-1] == 429
         answer = await gate.get("/v1/devices", token=one)
         assert answer.json["code"] == "rate_limited"
+        assert "RateLimit" in answer.headers
         assert int(answer.headers["Retry-After"]) >= 1
         assert (await gate.get("/v1/devices", token=other)).status == 200
         assert "RateLimit" not in (await gate.get("/livez")).headers
