@@ -23,7 +23,8 @@ from handlers.reading import Readings
 from handlers.tokens import TokenHandlers
 from handlers.writing import Writing
 from server import identity, logs, routes
-from server.dispatch import Cors, Dispatch, Endpoint
+from server.cors import Cors
+from server.dispatch import Dispatch, Endpoint
 from server.encoding import Encoder
 from server.fast_lane import FastLane
 from server.fast_protocol import FastProtocol
@@ -125,7 +126,7 @@ class Gate:
             self.tokens,
             health,
         )
-        table = routes.table(*parts)
+        table = self.routes = routes.table(*parts)
         self.metrics = Metrics([(route.method, route.template) for route in table])
         self.encoder = Encoder()
         self.memo = HeadMemo(MEMO_HEADS, MEMO_BYTES)

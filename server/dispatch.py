@@ -6,19 +6,19 @@ Both lanes call it. It knows nothing of sockets.
 import logging
 import re
 import secrets
-from collections.abc import Iterable
 from itertools import count
 from urllib.parse import parse_qsl
 
 from msgspec import Struct
 
 from auth.principal import ANONYMOUS, SCOPES, Principal, Scope
-from auth.rate_limit import Limiter, LimitExceeded, Limits
-from auth.tokens import TokenError, TokenVerifier
+from auth.rate_limit import Limiter, Limits
+from auth.tokens import KeyUnknown, TokenVerifier
 from handlers.codings import CODINGS
 from handlers.exchange import Answer, Deferred, Handler, Head, Headers, Kind, Media, Request, Response
 from handlers.negotiation import accepted, content_media, media_names, preferences
 from handlers.problems import Problem, challenge, problem_of
+from server.cors import Cors
 from server.router import BadPath, MethodNotAllowed, NotFound, Router
 
 _log = logging.getLogger("tidegate.dispatch")
@@ -29,9 +29,6 @@ _ABSOLUTE = re.compile(r"https?://[^/?#]*", re.ASCII | re.IGNORECASE)
 QUERY_FIELDS_MAX = 200
 # Bytes of a body from somebody who is not known yet: a form with which to log in.
 ANONYMOUS_BODY_MAX = 64 * 1024
-
-# Where requests are counted that no route took.
-NO_ROUTE = -1
 
 SCOPE_NAMES = {scope: name for name, scope in SCOPES.items()}
 
@@ -68,40 +65,14 @@ class Admitted(Struct, frozen=True):
     expects: bool
 
 
-class Cors:
-    """Which origins browsers may call from (the Fetch standard)."""
+class NotAdmitted(Exception):
+    """A request that was refused for its head, `error`, when its route and perhaps its sender were known."""
 
-    def __init__(self, origins: Iterable[str]) -> None:
-        self._origins = frozenset(origins)
-
-    def lines(self, origin: str) -> str:
-        """Header lines for an answer to a page of this origin."""
-        if not self._origins or not origin:
-            return ""
-        if origin not in self._origins and "*" not in self._origins:
-            return "Vary: Origin\r\n"
-        return (
-            f"Access-Control-Allow-Origin: {origin}\r\nVary: Origin\r\n"
-            "Access-Control-Expose-Headers: ETag, Link, Location, RateLimit, RateLimit-Policy, "
-            "Retry-After, X-Request-ID, Preference-Applied\r\n"
-        )
-
-    def preflight(self, headers: Headers, allowed: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
-        """Headers of the answer to OPTIONS."""
-        origin = headers.get("Origin", "")
-        if not headers.get("Access-Control-Request-Method", "") or (
-            origin not in self._origins and "*" not in self._origins
-        ):
-            return ()
-        return (
-            ("Access-Control-Allow-Methods", ", ".join(allowed)),
-            (
-                "Access-Control-Allow-Headers",
-                "Authorization, Content-Type, Content-Encoding, Accept, Prefer, Idempotency-Key, "
-                "If-None-Match, Last-Event-ID, X-Request-ID",
-            ),
-            ("Access-Control-Max-Age", "600"),
-        )
+    def __init__(self, endpoint: Endpoint, principal: Principal, error: Exception) -> None:
+        super().__init__(str(error))
+        self.endpoint = endpoint
+        self.principal = principal
+        self.error = error
 
 
 class RequestIds:
@@ -144,26 +115,43 @@ class Dispatch:
     def admit(self, method: str, target: str, version: tuple[int, int], headers: Headers) -> Admitted:
         """Everything that can be said from the head alone.
 
-        Refused; Preflight for OPTIONS; KeyUnknown when the keys of an outside issuer must be fetched
-        first.
+        NotAdmitted, before there is a route what problem_of understands; KeyUnknown when the keys of
+        an outside issuer must be fetched first.
         """
-        index, principal = NO_ROUTE, ANONYMOUS
+        if version not in ((1, 1), (1, 0)):
+            raise Problem("version_not_supported", "expected HTTP/1.0 or HTTP/1.1")
+        raw_path, query_string = split_target(target)
+        endpoint, params = self._route(method, raw_path, headers)
+        principal = ANONYMOUS
         try:
-            if version not in ((1, 1), (1, 0)):
-                raise Problem("version_not_supported", "expected HTTP/1.0 or HTTP/1.1")
-            if version == (1, 1) and "Host" not in headers:
-                raise Problem("malformed", "expected the header Host (RFC 9112 section 3.2)")
-            raw_path, query_string = split_target(target)
-            endpoint, params = self._route(method, raw_path, headers)
-            index = endpoint.index
             if endpoint.scope is not None:
-                principal = self._verifier.verify(_token(headers))
+                principal = self._authenticate(headers)
                 self._authorise(endpoint, endpoint.scope, principal)
-            return self._understand(
-                endpoint, method, raw_path, query_string, params, headers, version, principal
+            query = _query(query_string)
+            accept = accepted(", ".join(headers.getall("Accept", [])), endpoint.offers)
+            if accept is None:
+                raise Problem("not_acceptable", f"expected Accept to take in {media_names(endpoint.offers)}")
+            content, limit, coding, expects = Media.NONE, 0, "", False
+            if endpoint.consumes:
+                content, limit, coding = self._body(endpoint, headers)
+                expects = _expects(headers, version)
+            head = Head(
+                method,
+                raw_path,
+                query_string,
+                params,
+                query,
+                headers,
+                accept,
+                content,
+                preferences(headers.getall("Prefer", [])),
+                principal,
             )
-        except (Problem, TokenError, LimitExceeded) as error:
-            raise Refused(error, index, principal) from error
+            return Admitted(endpoint, head, limit, coding, expects)
+        except KeyUnknown:
+            raise
+        except Exception as error:
+            raise NotAdmitted(endpoint, principal, error) from error
 
     def call(self, endpoint: Endpoint, request: Request) -> Answer:
         """Run the handler; what it raises at once becomes a problem."""
@@ -208,6 +196,16 @@ class Dispatch:
             raise Problem("method_not_allowed", f"{method} is not allowed here", headers=(allow,)) from None
         return match.target, match.params
 
+    def _authenticate(self, headers: Headers) -> Principal:
+        given = headers.getall("Authorization", [])
+        if not given:
+            raise Problem("token_missing", "expected Authorization: Bearer <token>", headers=(challenge(),))
+        scheme, _, token = given[0].partition(" ")
+        if len(given) > 1 or scheme.lower() != "bearer" or not token:
+            detail = "expected Authorization: Bearer <token>"
+            raise Problem("token_malformed", detail, headers=(challenge("invalid_request", detail),))
+        return self._verifier.verify(token.strip())
+
     def _authorise(self, endpoint: Endpoint, scope: Scope, principal: Principal) -> None:
         if scope not in principal.scopes:
             name = SCOPE_NAMES[scope]
@@ -218,40 +216,6 @@ class Dispatch:
             )
         if self._requests is not None and endpoint.cost:
             self._requests.take(principal.account, endpoint.cost)
-
-    def _understand(
-        self,
-        endpoint: Endpoint,
-        method: str,
-        raw_path: str,
-        query_string: str,
-        params: dict[str, str],
-        headers: Headers,
-        version: tuple[int, int],
-        principal: Principal,
-    ) -> Admitted:
-        """What is asked for and in which form."""
-        query = _query(query_string)
-        accept = accepted(", ".join(headers.getall("Accept", [])), endpoint.offers)
-        if accept is None:
-            raise Problem("not_acceptable", f"expected Accept to take in {media_names(endpoint.offers)}")
-        content, limit, coding, expects = Media.NONE, 0, "", False
-        if endpoint.consumes:
-            content, limit, coding = self._body(endpoint, headers)
-            expects = _expects(headers, version)
-        head = Head(
-            method,
-            raw_path,
-            query_string,
-            params,
-            query,
-            headers,
-            accept,
-            content,
-            preferences(headers.getall("Prefer", [])),
-            principal,
-        )
-        return Admitted(endpoint, head, limit, coding, expects)
 
     def _body(self, endpoint: Endpoint, headers: Headers) -> tuple[Media, int, str]:
         """Form, largest size and content coding of the body."""
@@ -284,38 +248,12 @@ class Dispatch:
         return media, limit, coding
 
 
-class Refused(Exception):
-    """A request whose head is not in order.
-
-    `cause`: what problem_of understands. `index`: of the route it was for (NO_ROUTE: none was found),
-    `principal`: who sent it (ANONYMOUS: nobody was found).
-    """
-
-    def __init__(self, cause: Exception, index: int, principal: Principal) -> None:
-        super().__init__(str(cause))
-        self.cause = cause
-        self.index = index
-        self.principal = principal
-
-
 class Preflight(Exception):
     """Not an error: OPTIONS is answered from the table of routes."""
 
     def __init__(self, allowed: tuple[str, ...], headers: tuple[tuple[str, str], ...]) -> None:
         super().__init__()
         self.response = Response(204, headers=(("Allow", ", ".join(allowed)), *headers))
-
-
-def _token(headers: Headers) -> str:
-    """The bearer token (RFC 6750 section 2.1)."""
-    given = headers.getall("Authorization", [])
-    if not given:
-        raise Problem("token_missing", "expected Authorization: Bearer <token>", headers=(challenge(),))
-    scheme, _, token = given[0].partition(" ")
-    if len(given) > 1 or scheme.lower() != "bearer" or not token:
-        detail = "expected Authorization: Bearer <token>"
-        raise Problem("token_malformed", detail, headers=(challenge("invalid_request", detail),))
-    return token.strip()
 
 
 def split_target(target: str) -> tuple[str, str]:

@@ -15,11 +15,11 @@ from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 
 from auth.principal import ANONYMOUS, Principal
 from auth.rate_limit import Limiter
-from auth.tokens import TokenVerifier
+from auth.tokens import KeyUnknown, TokenVerifier
 from handlers.exchange import Answer, Deferred, Headers, Kind, Request, Response
-from server.dispatch import NO_ROUTE, Admitted, Dispatch, Preflight, Refused, RequestIds
+from server.dispatch import Admitted, Dispatch, NotAdmitted, Preflight, RequestIds
 from server.encoding import Encoder
-from server.lane import Lane
+from server.lane import NO_ROUTE, Lane
 from server.logs import AccessLog
 from server.memo import HeadMemo, Known
 from server.metrics import Metrics
@@ -150,14 +150,18 @@ class FastLane:
         request_id = self._choose_id(given)
         try:
             admitted = self._dispatch.admit(message.method, message.path, (1, 1), headers)
-        except (Refused, Preflight) as refused:
+        except KeyUnknown:
+            raise
+        except Exception as error:
             index, principal = NO_ROUTE, ANONYMOUS
-            match refused:
-                case Refused():
-                    index, principal = refused.index, refused.principal
-                    response = self._dispatch.problem(refused.cause, request_id)
+            match error:
+                case Preflight():
+                    response = error.response
+                case NotAdmitted():
+                    index, principal = error.endpoint.index, error.principal
+                    response = self._dispatch.problem(error.error, request_id)
                 case _:
-                    response = refused.response
+                    response = self._dispatch.problem(error, request_id)
             path = message.path.partition("?")[0]
             return self._encoded(
                 response,

@@ -15,7 +15,7 @@ from auth.tokens import KeyUnknown, TokenVerifier
 from handlers import codings
 from handlers.exchange import Deferred, Headers, Request, Response
 from handlers.problems import Problem, retry_after
-from server.dispatch import NO_ROUTE, Admitted, Dispatch, Endpoint, Preflight, Refused, RequestIds
+from server.dispatch import Admitted, Dispatch, Endpoint, NotAdmitted, Preflight, RequestIds
 from server.encoding import Encoder
 from server.logs import AccessLog
 from server.metrics import Metrics
@@ -28,6 +28,8 @@ INFLATE_INLINE = 64 * 1024
 LINGER_SLOW = 1.0
 # Combinations of peer and X-Forwarded-For that are remembered.
 ADDRESSES = 4096
+# Where requests are counted that no route took.
+NO_ROUTE = -1
 
 
 class ClientGone(ConnectionResetError):
@@ -90,11 +92,11 @@ class Lane:
             address = self.address(source.remote or "", headers)
             request = Request(admitted.head, body, request_id, address, self._now())
             response = await self._answer(admitted.endpoint, request)
-        except Refused as refused:
-            principal, index = refused.principal, refused.index
-            response = self._dispatch.problem(refused.cause, request_id)
         except Preflight as preflight:
             response = preflight.response
+        except NotAdmitted as refused:
+            principal, index = refused.principal, refused.endpoint.index
+            response = self._dispatch.problem(refused.error, request_id)
         except ClientGone:
             # aiohttp ends the connection without a word.
             raise

@@ -18,9 +18,9 @@ from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 from aiohttp.web_protocol import RequestHandler, RequestPayloadError
 
 from handlers.problems import Problem, retry_after
-from server.dispatch import NO_ROUTE, RequestIds
+from server.dispatch import RequestIds
 from server.encoding import Encoder
-from server.lane import BrokenBody, ClientGone, Lane
+from server.lane import NO_ROUTE, BrokenBody, ClientGone, Lane
 from server.metrics import Metrics
 from server.wire import Wire
 
@@ -91,8 +91,11 @@ class GateServer(web.Server):
     def sweep(self) -> None:
         """Close connections whose time for a head is over, and those that do not read their answers."""
         now = self._loop.time()
-        for connection in list(self._connections):
-            cast("GateProtocol", connection).expire(now)
+        for connection in cast("list[GateProtocol]", list(self._connections)):
+            connection.expire(now)
+            if self.lane.closing:
+                # It was made just before, and had not begun to wait for a request.
+                connection.close_if_idle()
 
     def connection_lost(self, handler: RequestHandler, exc: BaseException | None = None) -> None:
         """Forget the connection once its last request has ended."""
@@ -111,8 +114,8 @@ class GateServer(web.Server):
         """Close what is idle, let what was accepted finish and be answered, up to `seconds`."""
         # From here on every answer is the last one of its connection.
         self.lane.closing = True
-        for connection in list(self._connections):
-            cast("GateProtocol", connection).close_if_idle()
+        for connection in cast("list[GateProtocol]", list(self._connections)):
+            connection.close_if_idle()
         self._empty.clear()
         if self._connections:
             with contextlib.suppress(TimeoutError):

@@ -112,8 +112,8 @@ class GroupCommit:
         self._closed = True
         await self.drain()
         self.task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self.task
+        # How it ended is for who watches the task.
+        await asyncio.wait((self.task,))
 
     async def _run(self) -> None:
         try:

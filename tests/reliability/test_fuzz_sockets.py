@@ -72,7 +72,6 @@ async def talk(gate: Running, data: bytes, cuts: list[int]) -> None:
     """Send the bytes in pieces, then nothing more, and read what comes as HTTP until the end."""
     token = gate.token().encode()
     data = data.replace(b"TOKEN", token)
-    heads = [piece.split(b" ", 1)[0] for piece in data.split(b"\r\n\r\n")]
     async with await Raw.open(gate.port) as connection:
         places = sorted({min(cut, len(data)) for cut in cuts} | {0, len(data)})
         try:
@@ -83,20 +82,20 @@ async def talk(gate: Running, data: bytes, cuts: list[int]) -> None:
             pass
         received = await connection.ended(10)
     while received:
-        assert received.startswith(b"HTTP/1.1 "), received[:300]
+        assert received.startswith(b"HTTP/1.1 "), (data, received[:300])
         head, end, rest = received.partition(b"\r\n\r\n")
         if not end:
             return  # cut off by a reset
         status = int(head[9:12])
-        assert status < 500 or status in (501, 505), received[:500]
+        assert status < 500 or status in (501, 505), (data, received[:500])
         if status == 100:
             received = rest
             continue
         lines = dict(line.split(b": ", 1) for line in head.split(b"\r\n")[1:])
-        if b"Transfer-Encoding" in lines or b"HEAD" in heads or status in (204, 304):
+        if b"Transfer-Encoding" in lines or b"HEAD" in data or status in (204, 304):
             return
         length = int(lines[b"Content-Length"])
-        assert len(rest) >= length or b"HEAD" in heads
+        assert len(rest) >= length, (data, received[:500])
         received = rest[length:]
 
 
@@ -111,7 +110,7 @@ async def test_any_bytes_get_an_answer_below_500_or_a_close(target: Running, lon
 
     # Shrinking would take a minute for each step: what failed is in the message.
     @settings(
-        max_examples=100 if long else 4,
+        max_examples=40 if long else 4,
         phases=(Phase.generate,),
         deadline=None,
         database=None,

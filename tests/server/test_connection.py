@@ -7,6 +7,7 @@ import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -432,6 +433,18 @@ async def test_a_write_goes_through_though_its_client_left_before_the_commit(
     assert len(appended) == 1
     await gate.gate.commit.drain()
     assert (await gate.get("/v1/devices/d/latest")).json["metrics"]["m"]["value"] == 1
+
+
+async def test_a_connection_that_came_just_before_the_end_does_not_hold_it_up(gate: Running) -> None:
+    """It has not begun to wait for a request when the idle ones are closed."""
+    loop, protocol, transport = asyncio.get_running_loop(), gate.gate.server(), Mock()
+    transport.get_extra_info.return_value = None
+    transport.get_write_buffer_size.return_value = 0
+    transport.close.side_effect = lambda: loop.call_soon(protocol.connection_lost, None)
+    protocol.connection_made(transport)
+    async with asyncio.timeout(4):
+        await gate.gate.server.drain(8)
+    assert gate.gate.server.open == 0
 
 
 # -- deadlines ---------------------------------------------------------------------------------

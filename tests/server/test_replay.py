@@ -467,7 +467,7 @@ async def test_a_terminal_gets_a_bar(gate: Gate, tmp_path: Path) -> None:
             return True
 
     out = Terminal()
-    gate.delay = 0.03
+    gate.delay = 0.1
     options = Replay(file=str(table(tmp_path / "a.csv", 2000)), device="demo.one", url=gate.url, batch=100)
     await replay(options, out)
     assert "\ra.csv [" in out.getvalue()
