@@ -38,7 +38,7 @@ class Encoder:
         """
         status = response.status
         start = self._starts.get(status) or self._start(status)
-        head = f"{start}{request_id}\r\n{extra}{response.lines}"
+        head = f"{start}{request_id}\r\nX-Content-Type-Options: nosniff\r\n{extra}{response.lines}"
         if response.headers:
             head += _lines(response.headers)
         if response.content_type:
@@ -55,9 +55,8 @@ class Encoder:
         return head.encode("latin-1", "replace") + response.body
 
     def _start(self, status: int) -> str:
-        start = self._starts[status] = (
-            f"{_STATUS_LINES[status]}Date: {self._date}\r\nX-Content-Type-Options: nosniff\r\nX-Request-ID: "
-        )
+        start = f"{_STATUS_LINES[status]}Date: {self._date}\r\nX-Request-ID: "
+        self._starts[status] = start
         return start
 
 
