@@ -1,5 +1,6 @@
 """Which devices a principal may touch."""
 
+from storage.models import is_device
 from storage.patterns import Pattern
 
 
@@ -21,6 +22,6 @@ class Grants:
         if known is None:
             if len(self._known) >= self.KNOWN_MAX:
                 self._known.clear()
-            known = any(pattern.matches(device) for pattern in self.patterns)
+            known = is_device(device) and any(pattern.matches(device) for pattern in self.patterns)
             self._known[device] = known
         return known

@@ -92,7 +92,11 @@ class Limiter:
         self._interval = policy.interval
         self._tolerance = policy.interval * _TOLERANCE
         self._depth = policy.depth + self._tolerance
+        self._rate = 1.0 / policy.interval
+        self._field = f'"{policy.name}";r='
         self._arrivals: dict[str, float] = {}
+        # How often it said no.
+        self.refused = 0
 
     def __len__(self) -> int:
         return len(self._arrivals)
@@ -125,6 +129,14 @@ class Limiter:
         now = self._clock()
         return max(0.0, self._arrivals.get(key, now) - now)
 
+    def field(self, key: str, now: float) -> str:
+        """An item of `RateLimit` at the time `now` of the clock: `Policy.state` of `peek`, only faster."""
+        fill = self._arrivals.get(key, 0.0) - now
+        if fill <= 0.0:
+            return f"{self._field}{self.policy.burst};t=0"
+        left = int((self._depth - fill) * self._rate)
+        return f"{self._field}{max(0, left)};t={-int(-fill // 1)}"
+
     def check(self, key: str) -> None:
         """LimitExceeded if one more unit would not be admitted; takes nothing."""
         fill = self.peek(key)
@@ -132,6 +144,7 @@ class Limiter:
             raise self._excess(fill, 1)
 
     def _excess(self, fill: float, cost: int) -> LimitExceeded:
+        self.refused += 1
         room = self.policy.depth - cost * self._interval if cost <= self.policy.burst else 0.0
         return LimitExceeded(self.policy, fill - room, fill)
 
@@ -140,6 +153,27 @@ class Limiter:
         median = sorted(self._arrivals.values())[len(self._arrivals) // 2]
         least = max(now, median)
         self._arrivals = {key: arrival for key, arrival in self._arrivals.items() if arrival > least}
+
+
+class Limits:
+    """Several limits of one account, as its answers show them. `clock`: that of the limiters."""
+
+    def __init__(self, limiters: Iterable[Limiter], clock: Callable[[], float] = time.monotonic) -> None:
+        self._limiters = tuple(limiters)
+        self._clock = clock
+        policies = policy_field(limiter.policy for limiter in self._limiters)
+        self._lines = f"RateLimit-Policy: {policies}\r\nRateLimit: "
+
+    def lines(self, account: str) -> str:
+        """The header lines `RateLimit-Policy` and `RateLimit`, "" if there is no limit."""
+        limiters = self._limiters
+        if not limiters:
+            return ""
+        now = self._clock()
+        states = limiters[0].field(account, now)
+        for limiter in limiters[1:]:
+            states += ", " + limiter.field(account, now)
+        return f"{self._lines}{states}\r\n"
 
 
 class FailureLimiter:

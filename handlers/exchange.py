@@ -40,6 +40,9 @@ class Media(IntEnum):
 class Headers(Protocol):
     """The headers of a request: names in any case, several values of one name allowed."""
 
+    def __contains__(self, name: object, /) -> bool:
+        """Whether there is a header of this name."""
+
     def get(self, name: str, default: str, /) -> str:
         """The first value of this name."""
 
@@ -75,45 +78,34 @@ class Head(Struct, frozen=True):
     principal: Principal
 
 
-class Request:
+class Request(Struct):
     """One request: its head, its whole body (decoded from its content coding), and this very time.
 
     `id`: the request id. `address`: the client's, through trusted proxies. `received`: microseconds
     since 1970.
     """
 
-    __slots__ = ("address", "body", "head", "id", "received")
-
-    def __init__(self, head: Head, body: bytes, id: str, address: str, received: int) -> None:
-        self.head = head
-        self.body = body
-        self.id = id
-        self.address = address
-        self.received = received
+    head: Head
+    body: bytes
+    id: str
+    address: str
+    received: int
 
 
-class Response:
+class Response(Struct):
     """An answer: whole (`body`) or in pieces (`chunks`).
 
     `headers`: those of this answer alone, as (name, value) in latin-1; length, date, request id
-    and the like are added when it is encoded.
+    and the like are added when it is encoded. `lines`: more of them, spelled out with their ends,
+    for answers that are given often.
     """
 
-    __slots__ = ("body", "chunks", "content_type", "headers", "status")
-
-    def __init__(
-        self,
-        status: int,
-        body: bytes = b"",
-        content_type: str = "",
-        headers: tuple[tuple[str, str], ...] = (),
-        chunks: AsyncIterator[bytes] | None = None,
-    ) -> None:
-        self.status = status
-        self.body = body
-        self.content_type = content_type
-        self.headers = headers
-        self.chunks = chunks
+    status: int
+    body: bytes = b""
+    content_type: str = ""
+    headers: tuple[tuple[str, str], ...] = ()
+    chunks: AsyncIterator[bytes] | None = None
+    lines: str = ""
 
 
 class Deferred:

@@ -131,7 +131,7 @@ def device(request: Request) -> str:
 
 def readable_device(request: Request) -> str:
     """The device of the path if the token may see it; else it does not exist, for this token."""
-    name = device(request)
+    name = request.head.params["device"]
     if not request.head.principal.grants.allow(name):
         raise Problem("not_found", f"there is no device {name}")
     return name
@@ -142,11 +142,12 @@ _FORMATS = {"rfc3339": TimeFormat.RFC3339, "ms": TimeFormat.MS, "us": TimeFormat
 
 def stamp(request: Request) -> Stamp:
     """How this answer writes times."""
-    match choice(request.head.query, "time", _FORMATS, TimeFormat.RFC3339):
-        case TimeFormat.MS:
-            return to_ms
-        case TimeFormat.US:
-            return to_us
-        case _:
-            # MessagePack would make a timestamp extension of a datetime; API.md wants RFC 3339.
-            return to_datetime if request.head.accept is Media.JSON else rfc3339
+    head = request.head
+    if "time" in head.query:
+        match choice(head.query, "time", _FORMATS, TimeFormat.RFC3339):
+            case TimeFormat.MS:
+                return to_ms
+            case TimeFormat.US:
+                return to_us
+    # MessagePack would make a timestamp extension of a datetime; API.md wants RFC 3339.
+    return to_datetime if head.accept is Media.JSON else rfc3339

@@ -30,10 +30,7 @@ _REASONS = {
     Verdict.EXPIRED: "expired",
     Verdict.AHEAD: "ahead",
 }
-_LATEST_HEADERS = (
-    ("Cache-Control", "private, no-cache"),
-    ("Vary", "Accept, Authorization"),
-)
+_LATEST_LINES = "Cache-Control: private, no-cache\r\nVary: Accept, Authorization\r\n"
 
 
 class Readings:
@@ -58,14 +55,19 @@ class Readings:
         return self._show_latest(request, await self._cache.fetch(device))
 
     def _show_latest(self, request: Request, latest: Latest) -> Response:
-        position = f"{self._log.state().epoch}-{latest.offset}"
-        etag = f'W/"{position}"'
-        headers = (("ETag", etag), *_LATEST_HEADERS)
-        condition = ", ".join(request.head.headers.getall("If-None-Match", []))
-        if condition and _matches(condition, etag):
-            return Response(304, headers=headers)
-        shown = _latest_out(latest, position, stamp(request))
-        return respond(request.head.accept, shown, 200, headers)
+        state = self._log.state()
+        position = f"{state.epoch}-{latest.offset}"
+        # Retention takes values away without a new offset, and moves the floor.
+        etag = f'W/"{position}.{state.floor}"' if state.floor else f'W/"{position}"'
+        lines = f"ETag: {etag}\r\n{_LATEST_LINES}"
+        head = request.head
+        if "If-None-Match" in head.headers:
+            condition = ", ".join(head.headers.getall("If-None-Match", []))
+            if _matches(condition, etag):
+                return Response(304, lines=lines)
+        response = respond(head.accept, _latest_out(latest, position, stamp(request)))
+        response.lines = lines
+        return response
 
     async def latest_page(self, request: Request) -> Response:
         """`GET /v1/latest?match=`."""
@@ -200,10 +202,9 @@ def _matches(condition: str, etag: str) -> bool:
 
 
 def _latest_out(latest: Latest, position: str, style: Stamp) -> LatestOut:
-    metrics = {
-        metric: SampleOut(style(sample.ts), sample.value, sample.offset)
-        for metric, sample in latest.metrics.items()
-    }
+    metrics = {}
+    for metric, sample in latest.metrics.items():
+        metrics[metric] = SampleOut(style(sample.ts), sample.value, sample.offset)
     return LatestOut(latest.device, metrics, position)
 
 

@@ -23,6 +23,9 @@ _UNITS = {
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _NAIVE_EPOCH = datetime(1970, 1, 1)
 
+# Up to here (2106) a float of seconds tells microseconds apart after rounding.
+_FLOAT_EXACT = 2**32 * 1_000_000
+
 EXPECTED = "expected RFC 3339 with an offset, or milliseconds since 1970; years 1970 to 9999"
 
 
@@ -77,6 +80,8 @@ def rfc3339(micros: int) -> str:
 
 def to_datetime(micros: int) -> datetime:
     """The time as the JSON encoder writes it fastest: it prints an aware datetime as RFC 3339."""
+    if micros < _FLOAT_EXACT:
+        return datetime.fromtimestamp(micros / 1e6, UTC)
     return _EPOCH + timedelta(microseconds=micros)
 
 

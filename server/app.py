@@ -26,7 +26,10 @@ from server import identity, logs, routes
 from server.cors import Cors
 from server.dispatch import Dispatch, Endpoint
 from server.encoding import Encoder
+from server.fast_lane import FastLane
+from server.fast_protocol import FastProtocol
 from server.lane import Lane
+from server.memo import HeadMemo
 from server.metrics import Metrics
 from server.protocol import GateServer
 from server.router import Router
@@ -43,6 +46,9 @@ COMMIT_DEADLINE = 8.0
 # Seconds between two looks at what other processes may have revoked, and between two clean-ups.
 REVOCATIONS_EVERY = 2.0
 SWEEP_EVERY = 30.0
+# Heads that are remembered, and how many bytes they may have together.
+MEMO_HEADS = 10_000
+MEMO_BYTES = 8 * 1024 * 1024
 ISSUERS_EVERY = 60.0
 
 
@@ -93,7 +99,8 @@ class Gate:
         )
         self._requests = _limiter("requests", settings.rate_limit)
         self._points = _limiter("points", settings.point_limit)
-        self._failures = _failure_limiter(settings.login_limit)
+        # Who mistypes a secret does so several times in a row: the whole limit is the burst.
+        self._logins = _limiter("logins", settings.login_limit, burst=settings.login_limit)
         self.writing = Writing(self.commit, engine, self._points)
         self.tokens = TokenHandlers(
             engine,
@@ -102,7 +109,7 @@ class Gate:
             self.verifier,
             self.revocations,
             ring,
-            self._failures,
+            FailureLimiter(self._logins) if self._logins is not None else None,
             settings.token_ttl,
             logs.audit,
         )
@@ -122,6 +129,7 @@ class Gate:
         table = self.routes = routes.table(*parts)
         self.metrics = Metrics([(route.method, route.template) for route in table])
         self.encoder = Encoder()
+        self.memo = HeadMemo(MEMO_HEADS, MEMO_BYTES)
         self.encoder.tick(formatdate(usegmt=True))
         public = [r for r in table if r.template != routes.METRICS or not settings.metrics_port]
         self.server = self._server(Router(public), log)
@@ -181,9 +189,11 @@ class Gate:
         """Remove what is too old or was deleted."""
         retention = self._settings.retention
         floor = self.engine.state().floor
-        await self.engine.sweep(wall_clock() - retention * 1_000_000 if retention else 0)
-        if self.engine.state().floor != floor:
-            self.cache.clear()
+        try:
+            await self.engine.sweep(wall_clock() - retention * 1_000_000 if retention else 0)
+        finally:
+            if self.engine.state().floor != floor:
+                self.cache.clear()
 
     def _render(self, accept: str) -> tuple[bytes, str]:
         # The routes are there before the metrics that count them.
@@ -230,10 +240,24 @@ class Gate:
             settings.queue_bytes,
             settings.body_timeout,
         )
+        protocol = None
+        if settings.fast_lane:
+            fast = FastLane(
+                lane,
+                dispatch,
+                self.verifier,
+                self._requests,
+                self.encoder,
+                self.metrics,
+                log.access,
+                self.memo,
+            )
+            protocol = partial(FastProtocol, fast=fast, clock=wall_clock)
         return GateServer(
             lane,
             self.encoder,
             self.metrics,
+            protocol,
             max_connections=settings.max_connections,
             header_timeout=settings.header_timeout,
             keepalive_timeout=settings.keepalive_timeout,
@@ -252,7 +276,7 @@ class Gate:
         gauge("tidegate_queue_bytes", "Bytes that wait for a commit.", lambda: commit.queued_bytes)
         gauge("tidegate_log_head", "Newest offset.", lambda: self.engine.state().head)
         gauge("tidegate_log_floor", "Newest offset removed by age.", lambda: self.engine.state().floor)
-        for name, source in (("latest", cache), ("token", verifier)):
+        for name, source in (("latest", cache), ("token", verifier), ("head", self.memo)):
             counter(
                 "tidegate_cache_hits_total",
                 "Look-ups that hit.",
@@ -269,6 +293,10 @@ class Gate:
                 cache=name,
             )
         gauge("tidegate_bodies_bytes", "Bytes of bodies that are arriving.", lambda: server.lane.held)
+        for limiter in (self._requests, self._points, self._logins):
+            if limiter is not None:
+                refused = partial(getattr, limiter, "refused")
+                counter("tidegate_limit_refusals_total", "Over a limit.", refused, policy=limiter.policy.name)
         gauge("tidegate_connections_open", "Connections.", lambda: server.open)
         counter("tidegate_connections_accepted_total", "Connections accepted.", lambda: server.accepted)
         counter("tidegate_connections_refused_total", "Connections over the cap.", lambda: server.refused)
@@ -276,13 +304,8 @@ class Gate:
         counter("tidegate_log_lines_dropped_total", "Log lines dropped.", lambda: log.dropped)
 
 
-def _limiter(name: str, limit: int) -> Limiter | None:
-    return Limiter(Policy(name, limit)) if limit else None
-
-
-def _failure_limiter(limit: int) -> FailureLimiter | None:
-    # People who mistype a secret do so several times in a row: the whole limit is the burst.
-    return FailureLimiter(Limiter(Policy("logins", limit, burst=limit))) if limit else None
+def _limiter(name: str, limit: int, burst: int | None = None) -> Limiter | None:
+    return Limiter(Policy(name, limit, burst=burst)) if limit else None
 
 
 async def _repeat(name: str, every: float, work: Callable[[], Awaitable[None]]) -> None:

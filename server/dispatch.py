@@ -12,7 +12,7 @@ from urllib.parse import parse_qsl
 from msgspec import Struct
 
 from auth.principal import ANONYMOUS, SCOPES, Principal, Scope
-from auth.rate_limit import Limiter, policy_field, state_field
+from auth.rate_limit import Limiter, Limits
 from auth.tokens import KeyUnknown, TokenVerifier
 from handlers.codings import CODINGS
 from handlers.exchange import Answer, Deferred, Handler, Head, Headers, Kind, Media, Request, Response
@@ -86,6 +86,10 @@ class RequestIds:
         """The id of a request; `given`: its X-Request-ID, "" if it has none."""
         if given and _REQUEST_ID.fullmatch(given):
             return given
+        return self.next()
+
+    def next(self) -> str:
+        """One of ours."""
         return f"{self._prefix}-{next(self._numbers):x}"
 
 
@@ -104,8 +108,7 @@ class Dispatch:
         self._router = router
         self._verifier = verifier
         self._requests = requests
-        self._limiters = [limiter for limiter in (requests, points) if limiter is not None]
-        self._policies = policy_field(limiter.policy for limiter in self._limiters)
+        self._limits = Limits(limiter for limiter in (requests, points) if limiter is not None)
         self._cors = cors
         self._max_body = max_body
 
@@ -173,12 +176,8 @@ class Dispatch:
 
     def header_lines(self, principal: Principal, origin: str) -> str:
         """Header lines that depend on who asks: limits and CORS."""
-        lines = self._cors.lines(origin)
-        if principal is ANONYMOUS or not self._limiters:
-            return lines
-        account = principal.account
-        states = state_field((limiter.policy, limiter.peek(account)) for limiter in self._limiters)
-        return f"{lines}RateLimit-Policy: {self._policies}\r\nRateLimit: {states}\r\n"
+        lines = self._cors.lines(origin) if origin else ""
+        return lines if principal is ANONYMOUS else lines + self._limits.lines(principal.account)
 
     # -- the links of the chain ----------------------------------------------------------------
 
@@ -225,7 +224,7 @@ class Dispatch:
         if media is None or media not in endpoint.consumes:
             names = media_names(endpoint.consumes)
             raise Problem("unsupported_media_type", f"expected {names}", headers=(("Accept", names),))
-        coding = headers.get("Content-Encoding", "").strip().lower()
+        coding = ", ".join(headers.getall("Content-Encoding", [])).strip().lower()
         if coding == "identity":
             coding = ""
         if coding and coding not in CODINGS:

@@ -10,14 +10,17 @@ _BODILESS = (204, 304)
 
 
 class Encoder:
-    """Encodes answers. `date`: what stands in `Date`, set once a second by `tick`."""
+    """Encodes answers; `tick` tells it the date once a second."""
 
     def __init__(self) -> None:
-        self.date = ""
+        self._date = ""
+        # How an answer begins in this second, by status.
+        self._starts: dict[int, str] = {}
 
     def tick(self, date: str) -> None:
         """A new second: `date` as an IMF-fixdate (RFC 9110 section 5.6.7)."""
-        self.date = date
+        self._date = date
+        self._starts.clear()
 
     def encode(
         self,
@@ -34,10 +37,8 @@ class Encoder:
         `extra`: further header lines, each with its end. `connection`: what `Connection` says, if anything.
         """
         status = response.status
-        head = (
-            f"{_STATUS_LINES[status]}Date: {self.date}\r\nX-Request-ID: {request_id}\r\n"
-            f"X-Content-Type-Options: nosniff\r\n{extra}"
-        )
+        start = self._starts.get(status) or self._start(status)
+        head = f"{start}{request_id}\r\nX-Content-Type-Options: nosniff\r\n{extra}{response.lines}"
         if response.headers:
             head += _lines(response.headers)
         if response.content_type:
@@ -52,6 +53,11 @@ class Encoder:
         if bodiless or response.chunks is not None or status in _BODILESS:
             return head.encode("latin-1", "replace")
         return head.encode("latin-1", "replace") + response.body
+
+    def _start(self, status: int) -> str:
+        start = f"{_STATUS_LINES[status]}Date: {self._date}\r\nX-Request-ID: "
+        self._starts[status] = start
+        return start
 
 
 def _lines(headers: tuple[tuple[str, str], ...]) -> str:

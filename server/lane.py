@@ -36,6 +36,14 @@ class ClientGone(ConnectionResetError):
     """The connection was lost before the request was whole."""
 
 
+class BrokenBody(RequestPayloadError):
+    """The parser gave up inside a body; `problem`: in which words."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem.detail)
+        self.problem = problem
+
+
 class Lane:
     """Handles a request that aiohttp has parsed.
 
@@ -64,8 +72,10 @@ class Lane:
         self._now = now
         self._max_held = max_held
         self._ids = RequestIds()
+        # None: the peer is the client.
         self._client = lru_cache(ADDRESSES)(Proxies(proxies).client) if proxies else None
         self.body_timeout = body_timeout
+        self.proxied = bool(proxies)
         self.held = 0
         self.closing = False
 
@@ -79,7 +89,7 @@ class Lane:
             admitted = await self._admit(source, headers)
             principal, index = admitted.head.principal, admitted.endpoint.index
             body = await self._body(source, admitted)
-            address = self._address(source, headers)
+            address = self.address(source.remote or "", headers)
             request = Request(admitted.head, body, request_id, address, self._now())
             response = await self._answer(admitted.endpoint, request)
         except Preflight as preflight:
@@ -98,7 +108,7 @@ class Lane:
         if self._access is not None:
             self._access.record(
                 request_id,
-                self._address(source, headers),
+                self.address(source.remote or "", headers),
                 principal.subject,
                 source.method,
                 source._message.path.partition("?")[0],
@@ -180,6 +190,8 @@ class Lane:
             source.protocol._lingering_time = LINGER_SLOW
             detail = f"the body did not arrive within {self.body_timeout} s"
             raise Problem("request_timeout", detail) from None
+        except BrokenBody as broken:
+            raise broken.problem from broken
         except (RequestPayloadError, web.PayloadAccessError) as error:
             raise Problem("malformed", "the body does not keep to HTTP") from error
         except OSError as error:
@@ -216,9 +228,8 @@ class Lane:
             self.held -= size
         return b"".join(pieces)
 
-    def _address(self, source: web.BaseRequest, headers: Headers) -> str:
+    def address(self, peer: str, headers: Headers) -> str:
         """The client's address, through trusted proxies."""
-        peer = source.remote or ""
         if self._client is None:
             return peer
         return self._client(peer, ",".join(headers.getall("X-Forwarded-For", [])))

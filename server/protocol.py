@@ -6,6 +6,8 @@ The fast lane will live here: it needs what is measured here already, where one 
 import asyncio
 import contextlib
 import logging
+import re
+from collections.abc import Callable
 from typing import Any, cast
 
 from aiohttp import web
@@ -18,7 +20,7 @@ from aiohttp.web_protocol import RequestHandler, RequestPayloadError
 from handlers.problems import Problem, retry_after
 from server.dispatch import RequestIds
 from server.encoding import Encoder
-from server.lane import NO_ROUTE, ClientGone, Lane
+from server.lane import NO_ROUTE, BrokenBody, ClientGone, Lane
 from server.metrics import Metrics
 from server.wire import Wire
 
@@ -32,10 +34,12 @@ FIELDS_MAX = 128
 # gets to see it.
 LINGER = 5.0
 
-_HEAD_END = b"\r\n\r\n"
+HEAD_END = b"\r\n\r\n"
+
+_LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,8})[ \t]*\r\n", re.IGNORECASE)
 
 # Where a request ends cannot be told any more (chunks, pipelining, an upgrade, an error).
-_UNKNOWN = -1
+UNKNOWN = -1
 
 
 class GateServer(web.Server):
@@ -46,6 +50,7 @@ class GateServer(web.Server):
         lane: Lane,
         encoder: Encoder,
         metrics: Metrics,
+        protocol: "Callable[..., GateProtocol] | None" = None,
         *,
         max_connections: int,
         header_timeout: float,
@@ -62,6 +67,7 @@ class GateServer(web.Server):
             lingering_time=LINGER,
             auto_decompress=False,
         )
+        self._protocol = protocol or GateProtocol
         self.lane = lane
         self.encoder = encoder
         self.metrics = metrics
@@ -75,7 +81,7 @@ class GateServer(web.Server):
 
     def __call__(self) -> RequestHandler:
         """A protocol for a new connection."""
-        return GateProtocol(self, loop=self._loop, **self._kwargs)
+        return self._protocol(self, loop=self._loop, **self._kwargs)
 
     @property
     def open(self) -> int:
@@ -123,6 +129,7 @@ class GateProtocol(RequestHandler):
 
     __slots__ = (
         "_begun",
+        "_broken",
         "_gate",
         "_head_until",
         "_remaining",
@@ -143,6 +150,8 @@ class GateProtocol(RequestHandler):
         # Whether a head has begun that is not whole, and its last bytes.
         self._begun = False
         self._tail = b""
+        # The parser has refused something.
+        self._broken = False
         # Bytes of the current body that have not come yet; 0 between two requests.
         self._remaining = 0
         # Loop time until which the head that has begun must be whole; 0: none has begun.
@@ -177,12 +186,31 @@ class GateProtocol(RequestHandler):
         """Let aiohttp parse, and keep track of where requests end."""
         if self._socket is None:
             return
+        # One by one: the parser forgets what stood before a request that it refuses.
+        while self._remaining == 0 and not self._begun and not self._broken:
+            stop = measured(data)
+            if stop >= len(data):
+                break
+            self._feed(data[:stop])
+            data = data[stop:]
+        self._feed(data)
+
+    def _feed(self, data: bytes) -> None:
+        # Behind what is no HTTP nothing is read any more.
+        if self._broken:
+            return
         before = self._request_count
         super().data_received(data)
         if self._parser is not None and data:
             self._measure(data, self._request_count - before)
-            if self._messages and not hasattr(self._messages[-1][0], "headers"):
-                self._break_body()
+            self._look_for_errors()
+
+    def _look_for_errors(self) -> None:
+        """The parser may have put its complaint into the queue."""
+        if self._messages and type(self._messages[-1][0]) is not RawRequestMessage:
+            self._broken = True
+            self._gate.parse_errors += 1
+            self._break_body()
 
     def _measure(self, data: bytes, messages: int) -> None:
         """Keep track of where requests begin and end; `messages`: how many heads the parser found."""
@@ -196,16 +224,16 @@ class GateProtocol(RequestHandler):
             if messages == 0:
                 self._begin(data)
                 return
-            self._remaining = self._body_left(self._tail + data) if messages == 1 else _UNKNOWN
+            self._remaining = self._body_left(self._tail + data) if messages == 1 else UNKNOWN
         elif remaining > 0:
-            self._remaining = remaining - len(data) if len(data) <= remaining else _UNKNOWN
+            self._remaining = remaining - len(data) if len(data) <= remaining else UNKNOWN
         elif messages == 0 and self._idle:
             self._begin(data)
             return
         self._begun = False
         self._tail = (self._tail + data)[-4:]
         # Where the end is unknown, a head may have begun behind it, unless the bytes end like a whole one.
-        open_end = self._remaining == _UNKNOWN and self._tail != _HEAD_END
+        open_end = self._remaining == UNKNOWN and self._tail != HEAD_END
         self._head_until = self._loop.time() + self._gate.header_timeout if open_end else 0.0
         if not open_end:
             self._tail = b""
@@ -220,17 +248,18 @@ class GateProtocol(RequestHandler):
     def _body_left(self, received: bytes) -> int:
         """How much of the body of the only request in `received` is missing."""
         headers = getattr(self._messages[-1][0], "headers", None) if self._messages else None
-        end = received.find(_HEAD_END)
+        end = received.find(HEAD_END)
         if headers is None or end < 0 or self._upgraded or "Transfer-Encoding" in headers:
-            return _UNKNOWN
+            return UNKNOWN
         left = int(headers.get("Content-Length", 0)) - (len(received) - end - 4)
-        return left if left >= 0 else _UNKNOWN
+        return left if left >= 0 else UNKNOWN
 
     def _break_body(self) -> None:
         """The parser gave up inside a body, which will never end: whoever reads it must know."""
         content = self._messages[-2][1] if len(self._messages) > 1 else self.content
         if not content.is_eof():
-            _break(content, RequestPayloadError("the body does not keep to HTTP"))
+            refused = cast("Any", self._messages[-1][0])
+            _break(content, BrokenBody(_refusal(refused.exc, refused.message)))
 
     @property
     def _idle(self) -> bool:
@@ -273,8 +302,10 @@ class GateProtocol(RequestHandler):
     ) -> web.StreamResponse:
         """The answer to what the parser refused, or to what went wrong outside of the dispatch."""
         gate = self._gate
+        if isinstance(exc, ConnectionError):
+            # The client has gone; aiohttp ends the connection without a word.
+            raise exc
         if status == 400:
-            gate.parse_errors += 1
             problem = _refusal(exc, message or "")
         else:
             _log.error("unexpected error", exc_info=exc)
@@ -290,6 +321,18 @@ class GateProtocol(RequestHandler):
     def _problem(self, problem: Problem) -> bytes:
         request_id = self._gate.ids.choose("")
         return self._gate.encoder.encode(problem.response(request_id), request_id, connection="close")
+
+
+def measured(data: bytes) -> int:
+    """Where the request that begins `data` ends, as far as its bytes tell; the parser's word counts."""
+    end = data.find(HEAD_END) + 4
+    return end + announced_length(data[:end]) if end >= 4 else len(data)
+
+
+def announced_length(head: bytes) -> int:
+    """What Content-Length the bytes of a head seem to have."""
+    found = _LENGTH.search(head)
+    return 0 if found is None else int(found[1])
 
 
 def _request(

@@ -9,12 +9,13 @@ import pytest
 import uvloop
 from blockbuster import BlockBuster, blockbuster_ctx
 
-from tests.running import Running, run_gate
+from tests.running import DEFAULTS, Running, run_gate
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """The options of scripts/test."""
     parser.addoption("--system", action="store_true", help="also what needs installed programs or root")
+    parser.addoption("--common-lane", action="store_true", help="run gates without the fast lane")
     parser.addoption("--long", action="store_true", help="full counts of fault and load tests")
 
 
@@ -25,6 +26,8 @@ def pytest_configure(config: pytest.Config) -> None:
         "tidegate", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
     )
     hypothesis.settings.load_profile("tidegate")
+    if config.getoption("--common-lane"):
+        DEFAULTS["FAST_LANE"] = "0"
     config.addinivalue_line("markers", "system: needs installed programs or root")
 
 

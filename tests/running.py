@@ -120,11 +120,19 @@ class Running(Caller):
         return self._log.read_text()
 
 
+# What a test does not set itself; conftest adds what the command line asks for.
+DEFAULTS = {"PORT": "0"}
+
+
+def _variables(data: Path, environment: Mapping[str, str]) -> dict[str, str]:
+    settings = {"DATA": str(data), **DEFAULTS, **environment}
+    return {f"TIDEGATE_{name}": value for name, value in settings.items()}
+
+
 @asynccontextmanager
 async def run_gate(data: Path, **environment: str) -> AsyncIterator[Running]:
     """A gate in this process on a free port; `environment` as in HOST="..." without the prefix."""
-    variables = {f"TIDEGATE_{name}": value for name, value in environment.items()}
-    settings = load({"TIDEGATE_DATA": str(data), "TIDEGATE_PORT": "0", **variables})
+    settings = load(_variables(data, environment))
     log_path = data.with_suffix(".log")
     log_file = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     log = await asyncio.to_thread(logs.setup, "info", settings.access_log, log_file)
@@ -175,8 +183,7 @@ class GateProcess(Caller):
 @asynccontextmanager
 async def run_process(data: Path, **environment: str) -> AsyncIterator[GateProcess]:
     """A gate as a process on a free port (or the PORT of `environment`), killed at the end if need be."""
-    variables = {f"TIDEGATE_{name}": value for name, value in environment.items()}
-    variables = {"TIDEGATE_DATA": str(data), "TIDEGATE_PORT": "0", **variables}
+    variables = _variables(data, environment)
     kept = {name: value for name, value in os.environ.items() if not name.startswith("TIDEGATE_")}
     process = await asyncio.create_subprocess_exec(
         sys.executable,

@@ -11,11 +11,11 @@ from storage import errors, migrations
 
 # How long a statement waits for another process that holds the database, a shell maybe.
 BUSY_MILLISECONDS = 5_000
-# Readers map a part of the file instead of copying pages.
+# The file is not mapped: a disk that fails under a mapped page kills the process.
 _PRAGMAS = (
     f"PRAGMA busy_timeout = {BUSY_MILLISECONDS}",
     "PRAGMA temp_store = MEMORY",
-    "PRAGMA mmap_size = 268435456",
+    "PRAGMA mmap_size = 0",
     "PRAGMA cache_size = -32768",
 )
 # Without these two an answer would promise more than is true, so they are read back. A commit waits

@@ -1,0 +1,275 @@
+"""A connection that answers plain requests in the fast lane, from `data_received`.
+
+It frames requests itself (head end and Content-Length) as long as it stands at a boundary: the
+parser was given whole requests only, each of which it found to be exactly one complete message.
+Only there heads are looked up or remembered, and only there a request is taken away from aiohttp.
+(The parser shows no state: after half a head it looks idle.) What cannot be measured moves the
+connection to the common lane until it closes.
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from aiohttp.http_parser import RawRequestMessage
+
+from auth.tokens import KeyUnknown
+from handlers.problems import Problem
+from server.fast_lane import BODY_MAX, HEAD_MAX, FastLane, is_exact, is_plain
+from server.lane import NO_ROUTE
+from server.protocol import HEAD_END, UNKNOWN, GateProtocol, GateServer, announced_length
+from server.wire import StreamWire
+
+# Bytes that came too early are kept up to this, then reading pauses.
+KEPT_MAX = 64 * 1024
+# Bytes up to this one do not begin a request: the parser would pass over line breaks.
+_CONTROLS = 32
+
+
+class FastProtocol(GateProtocol):
+    """One connection with both lanes."""
+
+    __slots__ = (
+        "_clock",
+        "_common",
+        "_fast",
+        "_held",
+        "_kept",
+        "_kept_size",
+        "_last_head",
+        "_missing",
+        "_pending",
+        "address",
+    )
+
+    def __init__(self, gate: GateServer, fast: FastLane, clock: Callable[[], int], **kwargs: Any) -> None:
+        super().__init__(gate, **kwargs)
+        self._fast = fast
+        # Microseconds since 1970.
+        self._clock = clock
+        self.address = ""
+        # A request under a known head of whose body so many bytes are missing, or what came while an
+        # answer was pending.
+        self._kept: list[bytes] = []
+        self._kept_size = 0
+        self._missing = 0
+        self._pending = False
+        # Reading is paused because of what is kept, or because answers are not read.
+        self._held = False
+        # aiohttp was given something that it may not be done with.
+        self._common = False
+        # The head before: one that comes twice is worth remembering.
+        self._last_head = b""
+
+    # -- bytes come ----------------------------------------------------------------------------
+
+    def data_received(self, data: bytes) -> None:
+        """Frame requests where they can be measured, else let aiohttp have the bytes."""
+        if self._pending:
+            self._keep(data)
+        elif self._kept:
+            self._kept.append(data)
+            self._missing -= len(data)
+            if self._missing <= 0:
+                self._frame(self._take_kept())
+        elif self._common and not (data and self._remaining == 0 and not self._begun and self._idle):
+            super().data_received(data)
+        elif self._socket is not None:
+            self._common = False
+            self._frame(data)
+
+    def _keep(self, data: bytes) -> None:
+        """Keep what came too early; a client that sends on and on is not read any more."""
+        self._kept.append(data)
+        self._kept_size += len(data)
+        if self._kept_size > KEPT_MAX:
+            self._hold()
+
+    def _take_kept(self) -> bytes:
+        data = b"".join(self._kept)
+        self._kept.clear()
+        self._kept_size = self._missing = 0
+        self._release()
+        return data
+
+    def _frame(self, data: bytes) -> None:
+        """Answer the whole requests in `data`, at a boundary; keep or hand on the rest."""
+        fast = self._fast
+        answers: list[bytes] = []
+        start, size = 0, len(data)
+        now = self._clock()
+        self._head_until = 0.0
+        while start < size:
+            end = data.find(HEAD_END, start) + 4
+            if end < 4 or data[start] <= _CONTROLS:
+                # The parser sees at once if it is none.
+                self._hand_over(answers, data[start:])
+                return
+            head = data[start:end]
+            known = fast.recall(head, now)
+            if known is not None:
+                stop = end + known.length
+                if stop > size:
+                    self._write(answers)
+                    self._await_body(data[start:], stop - size)
+                    return
+                self._pending = True
+                answer = fast.answer_known(self, known, data[end:stop], now)
+            else:
+                stop = end + announced_length(head)
+                whole = stop <= size and stop - end <= BODY_MAX
+                if not whole:
+                    self._hand_over(answers, data[start:])
+                    return
+                if not self._parse(data[start:stop], stop - end):
+                    self._hand_over(answers, data[stop:])
+                    return
+                try:
+                    answer = self._answer_parsed(head, now)
+                except KeyUnknown:
+                    self._hand_over(answers, data[stop:])
+                    return
+            start = stop
+            if answer is None:
+                break
+            self._pending = False
+            answers.append(answer)
+        self._write(answers)
+        if start < size:
+            self._keep(data[start:])
+
+    def _await_body(self, begun: bytes, missing: int) -> None:
+        """Keep a request under a known head until its body is whole."""
+        self._kept.append(begun)
+        self._missing = missing
+        self._head_until = self._loop.time() + self._gate.lane.body_timeout
+
+    def _parse(self, request: bytes, length: int) -> bool:
+        """Let aiohttp's parser have one measured request; whether the lane may answer it.
+
+        If not, it waits in aiohttp's queue, as everything that aiohttp parses does. `length`: of its body.
+        """
+        # Without its waiter aiohttp's task is not woken for a message that it will not get.
+        waiter, self._waiter = self._waiter, None
+        super(GateProtocol, self).data_received(request)
+        self._waiter = waiter
+        if len(self._messages) == 1 and not self._upgraded:
+            message, payload = self._messages[0]
+            if type(message) is RawRequestMessage and payload.is_eof() and is_exact(message, length):
+                return is_plain(message)
+        self._remaining = UNKNOWN
+        self._look_for_errors()
+        return False
+
+    def _answer_parsed(self, head: bytes, now: int) -> bytes | None:
+        """Answer the one message that the parser has; KeyUnknown leaves it in the queue."""
+        message, payload = self._messages[0]
+        assert type(message) is RawRequestMessage
+        assert self._parser is not None
+        seen = len(head) <= HEAD_MAX and head == self._last_head
+        self._last_head = head
+        self._pending = True
+        answer = self._fast.answer_parsed(self, message, payload, head if seen else b"", now)
+        self._messages.popleft()
+        self._parser.message_consumed()
+        return answer
+
+    def _hand_over(self, answers: list[bytes], rest: bytes) -> None:
+        """Leave what the parser has, and the rest, to aiohttp; what was answered before goes out first."""
+        self._pending = False
+        self._common = True
+        self._write(answers)
+        if self._remaining == UNKNOWN:
+            self._head_until = self._loop.time() + self._gate.header_timeout
+        if self._messages and self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+        if rest:
+            super().data_received(rest)
+
+    # -- answers go ----------------------------------------------------------------------------
+
+    def finish(self, data: bytes) -> None:
+        """Write the answer that was pending, then go on with what came meanwhile."""
+        self._pending = False
+        self._write([data])
+        self._go_on()
+
+    async def finish_stream(self, wire: StreamWire) -> None:
+        """The same for an answer in pieces."""
+        try:
+            await wire.write_eof()
+        except ConnectionError:
+            self.force_close()
+        self._pending = False
+        self._write([])
+        self._go_on()
+
+    def _go_on(self) -> None:
+        if self._kept and self.transport is not None:
+            self._frame(self._take_kept())
+
+    def _write(self, answers: list[bytes]) -> None:
+        transport = self.transport
+        if transport is None:
+            return
+        if answers:
+            transport.write(answers[0] if len(answers) == 1 else b"".join(answers))
+            self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
+        if self._gate.lane.closing and not self._pending:
+            self.force_close()
+        elif self._paused:
+            # Who does not read his answers is not read either.
+            self._hold()
+
+    def resume_writing(self) -> None:
+        """The client reads on."""
+        super().resume_writing()
+        if self._kept_size <= KEPT_MAX:
+            self._release()
+
+    def _hold(self) -> None:
+        if not self._held and self.transport is not None:
+            self._held = True
+            self.transport.pause_reading()
+
+    def _release(self) -> None:
+        if self._held:
+            self._held = False
+            if self.transport is not None and not self._reading_paused and not self._buffer_paused:
+                self.transport.resume_reading()
+
+    # -- life ----------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Remember who it is."""
+        peer = transport.get_extra_info("peername")
+        self.address = str(peer[0]) if type(peer) is tuple else ""
+        super().connection_made(transport)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """Forget the connection."""
+        self._kept.clear()
+        super().connection_lost(exc)
+
+    def expire(self, now: float) -> None:
+        """Close the connection if a request that has begun takes too long to come."""
+        transport = self.transport
+        if not self._kept or self._pending or transport is None:
+            super().expire(now)
+        elif now >= self._head_until:
+            gate = self._gate
+            gate.metrics.observe_request(NO_ROUTE, 408, 0.0)
+            detail = f"the body did not arrive within {gate.lane.body_timeout} s"
+            transport.write(self._problem(Problem("request_timeout", detail)))
+            self.force_close()
+
+    def close_if_idle(self) -> None:
+        """Close the connection if no request is being answered or received."""
+        if not self._pending and not self._missing:
+            super().close_if_idle()
+
+    def _process_keepalive(self) -> None:
+        # A pending answer suspends the deadline, which begins anew with the answer.
+        if self._pending:
+            self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
+        super()._process_keepalive()

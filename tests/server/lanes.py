@@ -1,0 +1,138 @@
+"""Both lanes side by side: the same bytes, cut at the same places, with the fast lane and without."""
+
+import asyncio
+import re
+import shutil
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, cast
+
+from server.protocol import GateProtocol
+from tests.running import PATIENCE, Running, run_gate
+
+SECRET = "a secret that both gates share, of enough bytes"
+_VARYING = re.compile(rb"^(Date|X-Request-ID): [^\r]*\r\n", re.MULTILINE)
+# The request id stands in a problem, so their lengths differ.
+_LENGTH = re.compile(rb"(?<=problem\+json\r\n)Content-Length: [0-9]+\r\n")
+_INSTANCE = re.compile(rb'"instance":"[^"]*"')
+
+
+class FakeTransport(asyncio.Transport):
+    """Keeps what is written; the test decides where the bytes that arrive are cut."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written = b""
+        self.ended = asyncio.Event()
+        self.protocol: GateProtocol | None = None
+
+    def write(self, data: Any) -> None:
+        if not self.ended.is_set():
+            self.written += bytes(data)
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        return ("127.0.0.1", 4711) if name == "peername" else default
+
+    def get_write_buffer_size(self) -> int:
+        return 0
+
+    def is_closing(self) -> bool:
+        return self.ended.is_set()
+
+    def pause_reading(self) -> None: ...
+
+    def resume_reading(self) -> None: ...
+
+    def close(self) -> None:
+        if not self.ended.is_set():
+            self.ended.set()
+            assert self.protocol is not None
+            asyncio.get_running_loop().call_soon(self.protocol.connection_lost, None)
+
+    abort = close
+
+
+class Client:
+    """A connection whose bytes arrive exactly as they are given."""
+
+    def __init__(self, gate: Running) -> None:
+        self.transport = FakeTransport()
+        self.protocol = cast("GateProtocol", gate.gate.server())
+        self.transport.protocol = self.protocol
+        self.protocol.connection_made(self.transport)
+
+    async def send(self, *pieces: bytes) -> None:
+        """Each piece is one read of the socket, and the gate has time between them."""
+        for piece in pieces:
+            if self.transport.ended.is_set():
+                return
+            self.protocol.data_received(piece)
+            await self.settled()
+
+    async def settled(self) -> None:
+        """Wait until the gate has answered all that it can."""
+        async with asyncio.timeout(PATIENCE):
+            quiet = 0
+            written = -1
+            while quiet < 3 and not self.transport.ended.is_set():
+                await asyncio.sleep(0)
+                busy = _is_busy(self.protocol) or len(self.transport.written) != written
+                written = len(self.transport.written)
+                quiet = 0 if busy else quiet + 1
+
+    async def answers(self, *pieces: bytes) -> list[bytes]:
+        """What comes back, made comparable, and whether the connection was ended."""
+        before = len(self.transport.written)
+        await self.send(*pieces)
+        return [
+            comparable(self.transport.written[before:]),
+            b"ended" if self.transport.ended.is_set() else b"open",
+        ]
+
+    def close(self) -> None:
+        self.transport.close()
+
+
+def _is_busy(protocol: GateProtocol) -> bool:
+    """Whether the gate has something to do for this connection, other than to wait for its bytes."""
+    if getattr(protocol, "_pending", False):
+        return True
+    if protocol._idle:
+        return False
+    request = protocol._current_request
+    return request is None or request.content.is_eof() or request.content.exception() is not None
+
+
+def comparable(answer: bytes) -> bytes:
+    """An answer without what differs from request to request."""
+    return _INSTANCE.sub(b'"instance":""', _LENGTH.sub(b"", _VARYING.sub(b"", answer)))
+
+
+@asynccontextmanager
+async def both_lanes(tmp_path: Path, **environment: str) -> AsyncIterator[tuple[Running, Running]]:
+    """A gate with the fast lane and one without, on equal data (so their epoch is the same)."""
+    fast, common = tmp_path / "fast", tmp_path / "common"
+    async with run_gate(fast, JWT_SECRET=SECRET):
+        pass
+    await asyncio.to_thread(shutil.copytree, fast, common)
+    async with (
+        run_gate(fast, JWT_SECRET=SECRET, FAST_LANE="1", **environment) as one,
+        run_gate(common, JWT_SECRET=SECRET, FAST_LANE="0", **environment) as other,
+    ):
+        for gate in (one, other):
+            gate.gate.server._kwargs["lingering_time"] = 0.02
+        yield one, other
+
+
+async def same_answers(gates: tuple[Running, Running], connections: Sequence[Sequence[bytes]]) -> list[bytes]:
+    """Send to both, one connection after the other; they must agree. What the fast lane said."""
+    said: list[bytes] = []
+    for pieces in connections:
+        clients = [Client(gate) for gate in gates]
+        one, other = [await client.answers(*pieces) for client in clients]
+        for client in clients:
+            client.close()
+        assert one == other, f"fast: {one}\ncommon: {other}\nsent: {pieces}"
+        said += one
+    return said
