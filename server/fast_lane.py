@@ -189,11 +189,6 @@ class FastLane:
             answer = self._dispatch.problem(error, request_id)
         return self._answer(connection, admitted, answer, request_id, origin, started)
 
-    async def drain(self) -> None:
-        """Wait for the answers that tasks are making."""
-        while self._tasks:
-            await asyncio.wait(self._tasks)
-
     # -- answers -------------------------------------------------------------------------------
 
     def _answer(
