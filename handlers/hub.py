@@ -105,7 +105,10 @@ class Hub:
         """Let the followers send what they held back long enough."""
         now = self.now()
         while self._alarms and self._alarms[0][0] <= now:
-            follower = heapq.heappop(self._alarms)[2]
+            at, _, follower = heapq.heappop(self._alarms)
+            # It may have asked for an earlier time since.
+            if at != follower.alarm:
+                continue
             try:
                 follower.flush(now)
             except Exception:

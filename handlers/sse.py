@@ -7,9 +7,10 @@ from handlers import parameters
 from handlers.exchange import NOTHING, Request, Response, Sink, Stream
 from handlers.hub import Hub
 from handlers.live.filters import Filter
-from handlers.live.follower import Follower, Overflow, Subscription
+from handlers.live.follower import Follower
 from handlers.live.recovery import Recoveries, Start
 from handlers.live.streams import LiveStream, Streams
+from handlers.live.subscription import Overflow, Subscription
 from handlers.live.wires import Events, Wires
 from handlers.problems import Problem
 from storage.patterns import Pattern, parse_pattern

@@ -25,12 +25,13 @@ from handlers.live.commands import (
     Write,
 )
 from handlers.live.filters import Filter
-from handlers.live.follower import Follower, Subscription
+from handlers.live.follower import Follower
 from handlers.live.handshake import Origins, handshake, is_packed
 from handlers.live.reader import FrameError, FrameReader, close_code
 from handlers.live.recovery import Recoveries
 from handlers.live.socket_writes import SocketWriter
 from handlers.live.streams import LiveStream, Streams
+from handlers.live.subscription import Subscription
 from handlers.live.wires import (
     PING,
     PONG,

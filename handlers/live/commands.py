@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from handlers.live.follower import Overflow
+from handlers.live.subscription import Overflow
 from handlers.live.wires import SubscriptionId
 
 Id = int | Annotated[str, Meta(max_length=128)]

@@ -1,63 +1,35 @@
 """One connection that follows the log: its subscriptions, what waits for it, and the position it is shown."""
 
 from abc import ABC, abstractmethod
-from collections import deque
 from collections.abc import Callable, Sequence
-from enum import IntEnum
 from typing import Protocol
 
 from handlers.exchange import Sink
-from handlers.live.conflater import Conflater, Held
-from handlers.live.filters import Filter, Series
+from handlers.live.backlog import Backlog
+from handlers.live.filters import Series
 from handlers.live.items import Delivery, Item
+from handlers.live.subscription import Overflow, Subscription
 from handlers.live.wires import SubscriptionId, Wire
 from storage.models import Reading
 
-# Bytes that the transport keeps for a slow follower before items wait here, where they can still be dropped.
+# Bytes that the transport keeps for a slow follower before items wait here, where they can be dropped.
 ROOM = 64 * 1024
 # Series whose subscription is remembered.
 ROUTES_MAX = 10_000
 
-
-class Overflow(IntEnum):
-    """What to do for a follower that is too slow; the strongest promise first."""
-
-    DISCONNECT = 0
-    DROP_OLDEST = 1
-    CONFLATE = 2
+_Ready = list[tuple[Item, Subscription]]
 
 
 class Figures:
     """What followers count, all together. `dropped`: by policy."""
 
-    __slots__ = ("conflated", "delivered", "dropped", "ended_slow")
+    __slots__ = ("conflated", "delivered", "dropped")
 
     def __init__(self) -> None:
         self.delivered = 0
+        # By min_interval.
         self.conflated = 0
         self.dropped = [0] * len(Overflow)
-        self.ended_slow = 0
-
-
-class Subscription:
-    """One wish of a follower.
-
-    `progress`: while it recovers, the offset up to which the follower has everything; None once it is live.
-    `dropped`: items that the follower has not been told of. `stop`: ends its recovery.
-    """
-
-    __slots__ = ("conflater", "dropped", "filter", "id", "overflow", "progress", "stop")
-
-    def __init__(
-        self, id: SubscriptionId, filter: Filter, overflow: Overflow, interval: float, progress: int
-    ) -> None:
-        self.id = id
-        self.filter = filter
-        self.overflow = overflow
-        self.conflater = Conflater(interval) if interval else None
-        self.progress: int | None = progress
-        self.dropped = 0
-        self.stop: Callable[[], object] | None = None
 
 
 class Owner(ABC):
@@ -94,9 +66,7 @@ class Source(Protocol):
 
     head: int
     figures: Figures
-
-    def now(self) -> float:
-        """Loop time."""
+    now: Callable[[], float]
 
     def join(self, follower: "Follower") -> None:
         """Deliver what the live subscriptions of the follower are for, from the next batch on."""
@@ -111,14 +81,14 @@ class Source(Protocol):
 class Follower:
     """Between the hub and one connection. `bound`: bytes that may wait, the transport's included.
 
-    Everything it does it does at once; the sink keeps what the kernel does not take.
+    Everything it does it does at once; the sink keeps what the kernel does not take. `sent` grows with
+    everything that is sent. `alarm`: when `flush` must be called, 0 if it need not.
     """
 
     __slots__ = (
-        "_alarm",
+        "_backlog",
         "_bound",
         "_direct",
-        "_held",
         "_hub",
         "_limit",
         "_live",
@@ -127,8 +97,7 @@ class Follower:
         "_routes",
         "_said",
         "_sink",
-        "_waiting",
-        "_waiting_size",
+        "alarm",
         "group",
         "open",
         "sent",
@@ -145,25 +114,26 @@ class Follower:
         self.open = True
         # The hub's own mark: where it finds the follower.
         self.group: Group | None = None
-        # Grows with everything that is sent.
         self.sent = 0
         self.subscriptions: dict[SubscriptionId, Subscription] = {}
-        # Items in order that wait for room, with their bytes and whose they are.
-        self._waiting: deque[tuple[Item, int, Subscription]] | None = None
-        self._waiting_size = 0
-        # The newest of each series whose subscription conflates, while there is no room.
-        self._held: Held | None = None
         self._live: list[Subscription] = []
+        self._backlog: Backlog | None = None
+        # Which subscription decides about a series, where there are several.
         self._routes: dict[Series, Subscription | None] | None = None
         self._on_drain: list[Callable[[], None]] | None = None
+        self.alarm = 0.0
         # Bytes of other messages since the transport had nothing left.
         self._said = 0
-        self._alarm = 0.0
-        # Whether the bytes that all share may be sent as they are, and how much may wait behind them.
+        # Whether the bytes that all share may be sent as they are, and how many may wait then.
         self._direct = True
         self._limit = bound
 
     # -- subscriptions -------------------------------------------------------------------------
+
+    @property
+    def live(self) -> list[Subscription]:
+        """The subscriptions that the hub delivers to."""
+        return self._live
 
     def add(self, subscription: Subscription) -> None:
         """Take a subscription that recovers; `go_live` ends that."""
@@ -175,7 +145,6 @@ class Follower:
         subscription.progress = None
         subscription.stop = None
         self._changed()
-        self._hub.join(self)
 
     def remove(self, id: SubscriptionId) -> bool:
         """End a subscription, if there is one; what waits for it alone is dropped."""
@@ -185,32 +154,18 @@ class Follower:
         if subscription.stop is not None:
             subscription.stop()
         self._changed()
-        self._hub.join(self)
-        ready = self._reassign(subscription) if self._live else []
-        if not self._live:
-            self._waiting = self._held = None
-            self._waiting_size = 0
-        self._send(ready)
+        if self._backlog is not None:
+            self._backlog.reassign(self._route)
+        if subscription.conflater is not None:
+            self._send(self._reassign(subscription.conflater.held.items()))
         self._set_alarm()
         self._settle()
         return True
 
-    def _reassign(self, gone: Subscription) -> list[tuple[Item, Subscription]]:
-        """Give what waits because of a subscription to another one that takes it in; what may be sent now."""
-        if self._waiting:
-            entries = [
-                (item, size, one)
-                for item, size, _ in self._waiting
-                if (one := self._route(item.series)) is not None
-            ]
-            self._waiting = deque(entries)
-            self._waiting_size = sum(size for _, size, _ in entries)
-        if self._held:
-            for item in self._held.items():
-                if self._route(item.series) is None:
-                    self._held.take(item.series)
+    def _reassign(self, items: Sequence[Item]) -> _Ready:
+        """Give what was held back for a subscription to another one; what may be sent now."""
         ready = []
-        for item in [] if gone.conflater is None else gone.conflater.held.items():
+        for item in items:
             subscription = self._route(item.series)
             if subscription is None:
                 continue
@@ -220,28 +175,29 @@ class Follower:
                 subscription.conflater.hold(item, self._hub.now())
         return ready
 
-    @property
-    def live(self) -> list[Subscription]:
-        """The subscriptions that the hub delivers to."""
-        return self._live
-
     def _changed(self) -> None:
         self._routes = None
         self._live = [one for one in self.subscriptions.values() if one.progress is None]
         patient = all(one.overflow is Overflow.DISCONNECT for one in self._live)
         self._limit = self._bound if patient else min(ROOM, self._bound)
         self._settle()
+        self._hub.join(self)
 
     def _settle(self) -> None:
         """Whether nothing stands between the hub's bytes and the sink."""
-        self._direct = (
-            not self._waiting
-            and not self._held
-            and all(
-                one.progress is None and one.conflater is None and not one.dropped
-                for one in self.subscriptions.values()
-            )
+        self._direct = not self._backlog and all(
+            one.progress is None and one.conflater is None and not one.dropped
+            for one in self.subscriptions.values()
         )
+
+    def _route(self, series: Series) -> Subscription | None:
+        """The subscription that decides about a series: of those that take it in, the one that wants most."""
+        if self._routes is None or len(self._routes) >= ROUTES_MAX:
+            self._routes = {}
+        if series not in self._routes:
+            matching = [one for one in self._live if one.filter.takes(*series)]
+            self._routes[series] = min(matching, key=_eagerness, default=None)
+        return self._routes[series]
 
     # -- the position --------------------------------------------------------------------------
 
@@ -250,10 +206,10 @@ class Follower:
         offset = self._hub.head if until is None else until
         if self._direct:
             return offset
-        if self._waiting:
-            offset = min(offset, self._waiting[0][0].offset - 1)
-        if self._held:
-            offset = min(offset, self._held.oldest - 1)
+        if self._backlog:
+            oldest = self._backlog.oldest
+            assert oldest is not None
+            offset = min(offset, oldest - 1)
         for subscription in self.subscriptions.values():
             if subscription.progress is not None:
                 offset = min(offset, subscription.progress)
@@ -269,7 +225,7 @@ class Follower:
             wire = self.wire
             data = delivery.joined.get(wire.index) or wire.join(delivery)
             pending = self._sink.pending()
-            # To who has read everything a batch is given whole, however large.
+            # Who has read everything is given a batch whole, however large.
             if not pending or pending + len(data) <= self._limit:
                 self._sink.write(data)
                 self.sent += 1
@@ -279,9 +235,10 @@ class Follower:
 
     def _offer_each(self, items: Sequence[Item]) -> None:
         now = self._hub.now()
-        ready: list[tuple[Item, Subscription]] = []
+        ready: _Ready = []
+        alone = self._live[0] if len(self._live) == 1 else None
         for item in items:
-            subscription = self._route(item.series)
+            subscription = alone or self._route(item.series)
             if subscription is None:
                 continue
             if subscription.conflater is None:
@@ -294,89 +251,63 @@ class Follower:
         self._set_alarm()
         self._settle()
 
-    def _route(self, series: Series) -> Subscription | None:
-        """The subscription that decides about a series: of those that take it in, the one that wants most."""
-        live = self._live
-        if len(live) == 1:
-            return live[0]
-        if self._routes is None or len(self._routes) >= ROUTES_MAX:
-            self._routes = {}
-        if series not in self._routes:
-            matching = [one for one in live if one.filter.takes(*series)]
-            self._routes[series] = min(matching, key=_eagerness, default=None)
-        return self._routes[series]
-
     def _supersede(self, series: Series) -> None:
         """A newer item of the series is sent at once: what another subscription has held back is over."""
-        if self._held:
-            self._held.take(series)
-        if len(self.subscriptions) > 1:
-            for subscription in self.subscriptions.values():
+        if len(self._live) > 1:
+            for subscription in self._live:
                 if subscription.conflater is not None:
                     subscription.conflater.held.take(series)
 
-    def _send(self, items: Sequence[tuple[Item, Subscription]]) -> None:
+    def _send(self, items: _Ready) -> None:
         """Send what there is room for, in one write, and keep the rest as its subscription wishes."""
+        if not items:
+            return
         wire, figures = self.wire, self._hub.figures
         pending = self._sink.pending()
         out: list[bytes] = []
         size = 0
-        mixed = False
         for item, subscription in items:
             data = wire.live(item)
-            limit = self._bound if subscription.overflow is Overflow.DISCONNECT else self._limit
-            if not self._waiting and not self._held and (not pending or pending + size + len(data) <= limit):
-                offset = self.position(item.offset)
-                out.append(data if offset == item.offset else wire.live_at(item, offset))
+            limit = self._bound if subscription.overflow is Overflow.DISCONNECT else min(ROOM, self._bound)
+            if not self._backlog and (not pending or pending + size + len(data) <= limit):
+                out.append(self._shown(item))
                 size += len(data)
-            elif subscription.overflow is Overflow.CONFLATE:
-                if self._held is None:
-                    self._held = Held()
-                conflated = self._held.put(item, len(data))
-                figures.dropped[Overflow.CONFLATE] += conflated
-                self._direct = False
-            else:
-                if self._waiting is None:
-                    self._waiting = deque()
-                # What a conflater has held back may be older than what waits already.
-                mixed = mixed or bool(self._waiting and self._waiting[-1][0].offset > item.offset)
-                self._waiting.append((item, len(data), subscription))
-                self._waiting_size += len(data)
-                self._direct = False
-        if out:
-            self._sink.write(b"".join(out))
-            self.sent += 1
-            figures.delivered += len(out)
-        if mixed and self._waiting:
-            self._waiting = deque(sorted(self._waiting, key=_place))
-        if self._waiting or self._held:
-            self._shed()
+                continue
+            if self._backlog is None:
+                self._backlog = Backlog()
+            self._direct = False
+            if subscription.overflow is not Overflow.CONFLATE:
+                self._backlog.supersede(item.series)
+            figures.dropped[Overflow.CONFLATE] += self._backlog.keep(item, len(data), subscription)
+        self._write(out, len(out))
+        if self._backlog:
+            self._shed(self._backlog)
 
-    def _shed(self) -> None:
+    def _shown(self, item: Item) -> bytes:
+        """An item with a position to resume from: the bytes that all share, if it is its own."""
+        offset = self.position(item.offset)
+        return self.wire.live(item) if offset == item.offset else self.wire.live_at(item, offset)
+
+    def _write(self, pieces: list[bytes], readings: int) -> None:
+        if pieces:
+            self._sink.write(b"".join(pieces))
+            self.sent += 1
+            self._hub.figures.delivered += readings
+
+    def _shed(self, backlog: Backlog) -> None:
         """Drop what may be dropped until the rest is within the bound; else the follower is too slow."""
         over = self.queued() - self._bound
-        if over > 0 and self._waiting:
-            kept: deque[tuple[Item, int, Subscription]] = deque()
-            while self._waiting and over > 0:
-                entry = self._waiting.popleft()
-                if entry[2].overflow is Overflow.DROP_OLDEST:
-                    entry[2].dropped += 1
-                    self._hub.figures.dropped[Overflow.DROP_OLDEST] += 1
-                    self._waiting_size -= entry[1]
-                    over -= entry[1]
-                else:
-                    kept.append(entry)
-            self._waiting.extendleft(reversed(kept))
         if over > 0:
-            self._hub.figures.ended_slow += 1
-            self._hub.figures.dropped[Overflow.DISCONNECT] += 1
-            self._owner.too_slow()
+            over, count = backlog.shed(over)
+            self._hub.figures.dropped[Overflow.DROP_OLDEST] += count
+        if over > 0:
+            self.give_up_slow()
 
     # -- room and time -------------------------------------------------------------------------
 
     def queued(self) -> int:
         """Bytes that wait, the transport's included."""
-        return self._sink.pending() + self._waiting_size + (self._held.size if self._held else 0)
+        return self._sink.pending() + (self._backlog.size if self._backlog else 0)
 
     def drained(self) -> None:
         """The transport has nothing left: send what waited."""
@@ -387,37 +318,27 @@ class Follower:
                 waiter()
         if not self.open or self._direct:
             return
-        wire, waiting, held = self.wire, self._waiting, self._held
-        out = [self._owner.dropped(one) for one in self._live if one.dropped]
+        out = []
         for one in self._live:
-            one.dropped = 0
-        size, count = 0, -len(out)
-        while (waiting or held) and size < ROOM:
-            if waiting:
-                item, length, _ = waiting.popleft()
-                self._waiting_size -= length
-            else:
-                assert held is not None
-                item = held.take_oldest()
-            offset = self.position(item.offset)
-            data = wire.live(item) if offset == item.offset else wire.live_at(item, offset)
+            if one.dropped:
+                out.append(self._owner.dropped(one))
+                one.dropped = 0
+        size, notices = 0, len(out)
+        while self._backlog and size < ROOM:
+            data = self._shown(self._backlog.take())
             out.append(data)
             size += len(data)
-        if out:
-            self._sink.write(b"".join(out))
-            self.sent += 1
-            self._hub.figures.delivered += count + len(out)
+        self._write(out, len(out) - notices)
         self._settle()
 
     def flush(self, now: float) -> None:
         """Send what was held back long enough."""
-        self._alarm = 0.0
+        self.alarm = 0.0
         if not self.open:
             return
-        due: list[tuple[Item, Subscription]] = []
-        for subscription in self.subscriptions.values():
-            if subscription.conflater is not None:
-                due += [(item, subscription) for item in subscription.conflater.due(now)]
+        due = [
+            (item, one) for one in self._live if one.conflater is not None for item in one.conflater.due(now)
+        ]
         due.sort(key=_offset)
         self._send(due)
         self._set_alarm()
@@ -426,23 +347,20 @@ class Follower:
     def _set_alarm(self) -> None:
         if not self.open:
             return
-        times = [
-            at
-            for one in self.subscriptions.values()
-            if one.conflater is not None and (at := one.conflater.alarm) is not None
-        ]
-        if times and (not self._alarm or min(times) < self._alarm):
-            self._alarm = min(times)
-            self._hub.wake(self, self._alarm)
+        for one in self._live:
+            at = None if one.conflater is None else one.conflater.alarm
+            if at is not None and (not self.alarm or at < self.alarm):
+                self.alarm = at
+                self._hub.wake(self, at)
 
-    # -- recovery ------------------------------------------------------------------------------
+    # -- recovery, other messages, the end -----------------------------------------------------
 
     def give_page(self, subscription: Subscription, readings: Sequence[Reading], until: int) -> None:
         """Send recovered readings; `until`: how far the log was searched."""
         subscription.progress = until
         if readings:
-            floor = self.position(until)
-            self._give(self.wire.page(subscription.id, readings, floor, until), readings, subscription)
+            pages = self.wire.page(subscription.id, readings, self.position(until), until)
+            self._give(pages, readings, subscription)
 
     def give_newest(self, subscription: Subscription, readings: Sequence[Reading]) -> None:
         """Send the newest values of the series of a subscription."""
@@ -451,23 +369,21 @@ class Follower:
             self._give(pages, readings, subscription)
 
     def _give(self, pages: list[bytes], readings: Sequence[Reading], subscription: Subscription) -> None:
-        self._sink.write(b"".join(pages))
-        self.sent += 1
-        self._hub.figures.delivered += len(readings)
+        self._write(pages, len(readings))
         if subscription.conflater is not None:
             now = self._hub.now()
             for reading in readings:
                 subscription.conflater.admit((reading.device, reading.metric), now)
 
     def say(self, data: bytes) -> None:
-        """Send anything that is not an item, past what waits."""
+        """Send anything that is no reading, past what waits."""
         if self.open:
             self._sink.write(data)
             self.sent += 1
             if self._sink.pending():
                 self._said += len(data)
                 if self._said > self._bound:
-                    self._owner.too_slow()
+                    self.give_up_slow()
 
     @property
     def roomy(self) -> bool:
@@ -482,7 +398,7 @@ class Follower:
 
     def give_up_slow(self) -> None:
         """End the stream: the follower does not keep up."""
-        self._hub.figures.ended_slow += 1
+        self._hub.figures.dropped[Overflow.DISCONNECT] += 1
         self._owner.too_slow()
 
     def fail(self) -> None:
@@ -494,8 +410,7 @@ class Follower:
         if self.open:
             self.open = False
             self._hub.leave(self)
-            self._waiting = self._held = None
-            self._waiting_size = 0
+            self._backlog = None
             for subscription in self.subscriptions.values():
                 if subscription.stop is not None:
                     subscription.stop()
@@ -503,12 +418,7 @@ class Follower:
 
 
 def _eagerness(subscription: Subscription) -> tuple[float, Overflow]:
-    conflater = subscription.conflater
-    return (conflater.interval if conflater is not None else 0.0, subscription.overflow)
-
-
-def _place(entry: tuple[Item, int, Subscription]) -> int:
-    return entry[0].offset
+    return subscription.eagerness
 
 
 def _offset(entry: tuple[Item, Subscription]) -> int:

@@ -5,7 +5,8 @@ import logging
 from collections.abc import Callable
 
 from handlers.hub import Hub
-from handlers.live.follower import Follower, Subscription
+from handlers.live.follower import Follower
+from handlers.live.subscription import Subscription
 from storage.errors import StorageError
 from storage.log import InvalidPosition, Log, parse_position
 from storage.models import Reading, Verdict
