@@ -2,7 +2,8 @@
 
 A handler never sees a socket. The route table states its kind: it gives a Response at once (SYNC),
 a Deferred whose answer comes from a commit, or at once a Response (COMMIT), a coroutine (COROUTINE),
-a Response at once where a cache has it, else a coroutine (CACHED).
+a Response at once where a cache has it, else a coroutine (CACHED). It is made from a head by a plan:
+what the head alone decides is decided there, once for all requests under a head that is remembered.
 """
 
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -12,7 +13,7 @@ from typing import Any, Protocol
 from msgspec import Struct
 
 from auth.principal import Principal
-from storage.models import Write
+from storage.models import Result, Write
 
 
 class Kind(IntEnum):
@@ -78,7 +79,7 @@ class Head(Struct, frozen=True):
     principal: Principal
 
 
-class Request(Struct):
+class Request(Struct, gc=False):
     """One request: its head, its whole body (decoded from its content coding), and this very time.
 
     `id`: the request id. `address`: the client's, through trusted proxies. `received`: microseconds
@@ -92,7 +93,7 @@ class Request(Struct):
     received: int
 
 
-class Response(Struct):
+class Response(Struct, gc=False):
     """An answer: whole (`body`) or in pieces (`chunks`).
 
     `headers`: those of this answer alone, as (name, value) in latin-1; length, date, request id
@@ -109,17 +110,23 @@ class Response(Struct):
 
 
 class Deferred:
-    """An answer that a commit will give: `render` makes it from the settled write."""
+    """An answer that a commit will give: `render` makes it from the result of the write."""
 
     __slots__ = ("render", "write")
 
-    def __init__(self, write: Write, render: Callable[[Write], Response]) -> None:
+    def __init__(self, write: Write, render: Callable[[Result], Response]) -> None:
         self.write = write
         self.render = render
 
 
 Answer = Response | Deferred | Coroutine[Any, Any, Response]
 Handler = Callable[[Request], Answer]
+Plan = Callable[[Head], Handler]
+
+
+def each(handler: Handler) -> Plan:
+    """The plan of a handler that looks at each request anew."""
+    return lambda _: handler
 
 
 class Sink(Protocol):

@@ -169,14 +169,14 @@ class Ingest:
         self._known_device = _Known(is_device)
         self._known_metric = _Known(is_metric)
 
-    def of_device(self, device: str, body: bytes, media: Media) -> Intake:
+    def of_device(self, device: str, media: Media, body: bytes) -> Intake:
         """The body of a write to one device. Problem: malformed 400, too_large 413, invalid 422."""
         intake = Intake()
         for number, item in _items(self._item_forms[media], body, media, intake):
             self._take(device, number, item, intake)
         return _checked(intake)
 
-    def of_any(self, grants: Grants, body: bytes, media: Media) -> Intake:
+    def of_any(self, grants: Grants, media: Media, body: bytes) -> Intake:
         """The body of a write whose items name their devices; those without a grant are rejected."""
         intake = Intake()
         for number, item in _items(self._device_item_forms[media], body, media, intake):

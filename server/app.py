@@ -50,6 +50,8 @@ SWEEP_EVERY = 30.0
 MEMO_HEADS = 10_000
 MEMO_BYTES = 8 * 1024 * 1024
 ISSUERS_EVERY = 60.0
+# Seconds that answers to clients that have gone may still take when the gate closes.
+LANE_DEADLINE = 1.0
 
 
 def wall_clock() -> int:
@@ -113,7 +115,7 @@ class Gate:
             settings.token_ttl,
             logs.audit,
         )
-        health = Health(
+        self.health = Health(
             {"database": engine.ping, "commit": self._probe_commit},
             lambda: self.server.lane.closing,
             self._render,
@@ -124,13 +126,14 @@ class Gate:
             Readings(engine, engine, self.cache),
             DeviceHandlers(engine, self.cache, logs.audit),
             self.tokens,
-            health,
+            self.health,
         )
         table = self.routes = routes.table(*parts)
         self.metrics = Metrics([(route.method, route.template) for route in table])
         self.encoder = Encoder()
         self.memo = HeadMemo(MEMO_HEADS, MEMO_BYTES)
         self.encoder.tick(formatdate(usegmt=True))
+        self._fast_lanes: list[FastLane] = []
         public = [r for r in table if r.template != routes.METRICS or not settings.metrics_port]
         self.server = self._server(Router(public), log)
         self.operations = self._server(Router(r for r in table if r.template in routes.OPERATIONS), log)
@@ -169,6 +172,8 @@ class Gate:
         """Let what was accepted finish; the listening sockets are closed by then."""
         await self.server.drain(self._settings.shutdown_timeout)
         await self.operations.drain(0.1)
+        for lane in self._fast_lanes:
+            await lane.close(LANE_DEADLINE)
 
     async def _reload_keys(self) -> None:
         """Read the key files again whenever `reload` is set; if they cannot be used, the old ones stay."""
@@ -252,6 +257,7 @@ class Gate:
                 log.access,
                 self.memo,
             )
+            self._fast_lanes.append(fast)
             protocol = partial(FastProtocol, fast=fast, clock=wall_clock)
         return GateServer(
             lane,

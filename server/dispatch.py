@@ -15,11 +15,23 @@ from auth.principal import ANONYMOUS, SCOPES, Principal, Scope
 from auth.rate_limit import Limiter, Limits
 from auth.tokens import KeyUnknown, TokenVerifier
 from handlers.codings import CODINGS
-from handlers.exchange import Answer, Deferred, Handler, Head, Headers, Kind, Media, Request, Response
+from handlers.exchange import (
+    Answer,
+    Deferred,
+    Handler,
+    Head,
+    Headers,
+    Kind,
+    Media,
+    Plan,
+    Request,
+    Response,
+)
 from handlers.negotiation import accepted, content_media, media_names, preferences
 from handlers.problems import Problem, challenge, problem_of
 from server.cors import Cors
 from server.router import BadPath, MethodNotAllowed, NotFound, Router
+from storage.models import Result
 
 _log = logging.getLogger("tidegate.dispatch")
 
@@ -27,6 +39,8 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}", re.ASCII)
 _LENGTH = re.compile(r"[0-9]{1,15}", re.ASCII)
 _ABSOLUTE = re.compile(r"https?://[^/?#]*", re.ASCII | re.IGNORECASE)
 QUERY_FIELDS_MAX = 200
+# Where requests are counted that no route took.
+NO_ROUTE = -1
 # Bytes of a body from somebody who is not known yet: a form with which to log in.
 ANONYMOUS_BODY_MAX = 64 * 1024
 
@@ -36,14 +50,14 @@ SCOPE_NAMES = {scope: name for name, scope in SCOPES.items()}
 class Endpoint(Struct, frozen=True, kw_only=True):
     """What a route leads to.
 
-    `kind`: how the handler answers. `scope`: what the token must have, None where none is asked
-    for. `cost`: requests that one counts as. `offers`: the forms of the answer, the default first.
+    `plan` makes the handler from a head, `kind`: how it answers. `scope`: what the token must have,
+    None where none is asked for. `cost`: requests that one counts as. `offers`: the forms of the answer, the default first.
     `consumes`: the forms of the body; none: a body is not read. `index`: its place in the figures.
     """
 
     index: int
     template: str
-    handler: Handler
+    plan: Plan
     kind: Kind
     scope: Scope | None
     cost: int
@@ -52,13 +66,14 @@ class Endpoint(Struct, frozen=True, kw_only=True):
 
 
 class Admitted(Struct, frozen=True):
-    """A request whose head is in order.
+    """A request whose head is in order, with the `handler` that answers it.
 
     `limit`: bytes that its body may have, as it comes and decoded. `coding`: the body's content
     coding, "" if none. `expects`: the client waits for 100 before it sends the body.
     """
 
     endpoint: Endpoint
+    handler: Handler
     head: Head
     limit: int
     coding: str
@@ -73,6 +88,14 @@ class NotAdmitted(Exception):
         self.endpoint = endpoint
         self.principal = principal
         self.error = error
+
+
+class Refused(Struct, gc=False):
+    """How a request was answered that was not admitted, where it counts, and who sent it if that is known."""
+
+    response: Response
+    index: int
+    principal: Principal
 
 
 class RequestIds:
@@ -147,23 +170,34 @@ class Dispatch:
                 preferences(headers.getall("Prefer", [])),
                 principal,
             )
-            return Admitted(endpoint, head, limit, coding, expects)
+            return Admitted(endpoint, endpoint.plan(head), head, limit, coding, expects)
         except KeyUnknown:
             raise
         except Exception as error:
             raise NotAdmitted(endpoint, principal, error) from error
 
-    def call(self, endpoint: Endpoint, request: Request) -> Answer:
+    def refused(self, error: Exception, request_id: str) -> Refused:
+        """The answer to what `admit` raised."""
+        match error:
+            case Preflight():
+                return Refused(error.response, NO_ROUTE, ANONYMOUS)
+            case NotAdmitted():
+                response = self.problem(error.error, request_id)
+                return Refused(response, error.endpoint.index, error.principal)
+            case _:
+                return Refused(self.problem(error, request_id), NO_ROUTE, ANONYMOUS)
+
+    def call(self, handler: Handler, request: Request) -> Answer:
         """Run the handler; what it raises at once becomes a problem."""
         try:
-            return endpoint.handler(request)
+            return handler(request)
         except Exception as error:
             return self.problem(error, request.id)
 
-    def render(self, deferred: Deferred, request_id: str) -> Response:
+    def render(self, deferred: Deferred, result: Result, request_id: str) -> Response:
         """The answer of a settled write."""
         try:
-            return deferred.render(deferred.write)
+            return deferred.render(result)
         except Exception as error:
             return self.problem(error, request_id)
 

@@ -15,8 +15,8 @@ from aiohttp.http_parser import RawRequestMessage
 
 from auth.tokens import KeyUnknown
 from handlers.problems import Problem
+from server.dispatch import NO_ROUTE
 from server.fast_lane import BODY_MAX, HEAD_MAX, FastLane, is_exact, is_plain
-from server.lane import NO_ROUTE
 from server.protocol import HEAD_END, UNKNOWN, GateProtocol, GateServer, announced_length
 from server.wire import StreamWire
 
