@@ -142,8 +142,9 @@ def _loop(scenario: Scenario, target: Target, warm_up: int, seconds: int) -> Fig
     output, stored = run_loop(target, warm_up, seconds)
     found = msgspec.json.decode(output, type=Loop)
     answered = found.batches * scenario.readings
-    if stored != answered + found.warm_up_batches * scenario.readings:
-        raise Void(f"{answered} readings were inserted, but {stored} stored")
+    inserted = answered + found.warm_up_batches * scenario.readings
+    if stored != inserted:
+        raise Void(f"{inserted} readings were inserted, but {stored} stored")
     return Figures(rate=answered / found.seconds, answered=answered, stored=stored, cores=watch.read())
 
 

@@ -23,9 +23,9 @@ PAGE = 100
 # Milliseconds since 1970 from which readings of batches count.
 EPOCH = 1_700_000_000_000
 PAGES = f"/v1/devices/{PAGE_DEVICE}/readings"
-# What pages are asked from, and where the one that is measured begins.
-PAGE_READINGS, PAGE_FROM = 1_000, 200
-PAGE_QUERY = f"{PAGES}?metric=temperature&from={EPOCH + PAGE_FROM}&to={EPOCH + 900}&limit={PAGE}"
+# What pages are asked from, and the range that is asked for: more than one page.
+PAGE_READINGS, PAGE_FROM, PAGE_TO = 500, 100, 450
+PAGE_QUERY = f"{PAGES}?metric=temperature&from={EPOCH + PAGE_FROM}&to={EPOCH + PAGE_TO}&limit={PAGE}"
 
 READING = b'{"metric": "temperature", "value": 21.5}'
 # Well-formed, but a value is a number, a boolean or a text.
