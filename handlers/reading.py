@@ -58,8 +58,7 @@ class Readings:
             lines = f"ETag: {etag}\r\n{_LATEST_LINES}"
             if conditions and _matches(conditions, etag):
                 return Response(304, lines=lines)
-            body = encode(_latest_out(latest, position, style))
-            return Response(200, body, content_type, lines=lines)
+            return Response(200, encode(_latest_out(latest, position, style)), content_type, lines=lines)
 
         async def show_fetched() -> Response:
             return show(await fetch(device))

@@ -258,7 +258,7 @@ class Gate:
                 self.memo,
             )
             self._fast_lanes.append(fast)
-            protocol = partial(FastProtocol, fast=fast, clock=wall_clock)
+            protocol = partial(FastProtocol, fast=fast, clock=time.time_ns)
         return GateServer(
             lane,
             self.encoder,

@@ -7,14 +7,14 @@ codings, HTTP/1.0, `Connection: close`, Expect) goes to the common lane.
 import asyncio
 import re
 from collections.abc import Callable, Coroutine
-from time import perf_counter
+from time import monotonic
 from typing import Any, Protocol, cast
 
 from aiohttp.http_parser import RawRequestMessage
 from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 
 from auth.principal import Principal
-from auth.rate_limit import Limiter, LimitExceeded
+from auth.rate_limit import Limiter
 from auth.tokens import KeyUnknown, TokenVerifier
 from handlers.exchange import Answer, Deferred, Headers, Kind, Request, Response
 from server.dispatch import Dispatch, Refused, RequestIds
@@ -82,14 +82,14 @@ class FastLane:
         self._proxied = lane.proxied
         self._dispatch = dispatch
         self._verifier = verifier
-        self._take = None if requests is None else requests.take
+        self._requests = requests
         self._encode = encoder.encode
         # By index of the route; the last one, and so -1 too, is for requests that no route took.
         self._observers = [route.observe for route in metrics.routes]
         self._access = access
         ids = RequestIds()
         self._choose_id, self._next_id = ids.choose, ids.next
-        self._header_lines = dispatch.header_lines
+        self._limit_lines = dispatch.limits.lines
         self._tasks: set[asyncio.Task[None]] = set()
         self._memo = memo
         self._find = memo.find
@@ -110,18 +110,46 @@ class FastLane:
         known.recent = True
         return known
 
-    def answer_known(self, connection: Connection, known: Known, body: bytes, now: int) -> bytes | None:
-        """The answer to a request with a known head; None: it is pending."""
-        started = perf_counter()
-        request_id = known.request_id or self._next_id()
-        take = self._take
-        if take is not None and known.cost:
-            try:
-                take(known.account, known.cost)
-            except LimitExceeded as error:
-                response = self._dispatch.problem(error, request_id)
-                return self._encoded(connection, known, response, request_id, started)
-        return self._answer(connection, known, body, request_id, started, now)
+    def answer(
+        self,
+        connection: Connection,
+        known: Known,
+        body: bytes,
+        request_id: str,
+        cost: int,
+        started: float,
+        now: int,
+    ) -> bytes | None:
+        """The answer to a request whose head is known; None: it is pending.
+
+        `request_id`: "" to choose one. `cost`: of the request, as far as it was not taken yet. `started`:
+        monotonic seconds, `now`: microseconds since 1970.
+        """
+        if not request_id:
+            request_id = self._next_id()
+        answer: Answer
+        try:
+            if cost and self._requests is not None:
+                self._requests.take(known.account, cost)
+            address = connection.address
+            if self._proxied:
+                address = self._lane.address(address, known.head.headers)
+            answer = known.handler(Request(known.head, body, request_id, address, now))
+        except Exception as error:
+            answer = self._dispatch.problem(error, request_id)
+        if answer.__class__ is Response:
+            return self.encode(connection, known, answer, request_id, started)
+        pending = _Pending(self, connection, known, request_id, started)
+        if known.kind is Kind.COMMIT:
+            deferred = cast("Deferred", answer)
+            pending.render = deferred.render
+            deferred.write.then(pending.settled)
+        else:
+            making = pending.run(cast("Coroutine[Any, Any, Response]", answer))
+            task = asyncio.get_running_loop().create_task(making)
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        return None
 
     def answer_parsed(
         self,
@@ -129,6 +157,7 @@ class FastLane:
         message: RawRequestMessage,
         payload: StreamReader,
         head: bytes,
+        started: float,
         now: int,
     ) -> bytes | None:
         """The answer to a request that the parser has accepted; None: it is pending.
@@ -136,7 +165,6 @@ class FastLane:
         `head`: its bytes if they are to be remembered, else empty. KeyUnknown: nothing was done yet,
         keys of an outside issuer must be fetched first.
         """
-        started = perf_counter()
         headers = cast("Headers", message.headers)
         given, origin = headers.get("X-Request-ID", ""), headers.get("Origin", "")
         request_id = self._choose_id(given)
@@ -146,15 +174,14 @@ class FastLane:
             raise
         except Exception as error:
             refused = self._dispatch.refused(error, request_id)
-            path = message.path.partition("?")[0]
-            return self._refusal(connection, message.method, path, headers, refused, request_id, started)
+            return self._refusal(connection, message, refused, request_id, started)
         body = b"" if payload is EMPTY_PAYLOAD else payload.read_nowait(-1)
         # An id that was not sane got another one, which must not be given twice.
         kept = request_id if given == request_id else ""
-        known = Known(admitted, len(body), self._verifier.generation, kept, origin)
+        known = Known(admitted, len(body), self._verifier.generation, kept, self._dispatch.cors.lines(origin))
         if head:
             self._memo.put(head, known)
-        return self._answer(connection, known, body, request_id, started, now)
+        return self.answer(connection, known, body, request_id, 0, started, now)
 
     async def close(self, seconds: float) -> None:
         """Wait for the answers under way, also those whose clients have gone; after `seconds` cancel them."""
@@ -167,38 +194,12 @@ class FastLane:
 
     # -- answers -------------------------------------------------------------------------------
 
-    def _answer(
-        self, connection: Connection, known: Known, body: bytes, request_id: str, started: float, now: int
-    ) -> bytes | None:
-        """The answer of the handler; None: it is pending."""
-        address = connection.address
-        if self._proxied:
-            address = self._lane.address(address, known.head.headers)
-        answer: Answer
-        try:
-            answer = known.handler(Request(known.head, body, request_id, address, now))
-        except Exception as error:
-            answer = self._dispatch.problem(error, request_id)
-        if answer.__class__ is Response:
-            return self._encoded(connection, known, answer, request_id, started)
-        pending = _Pending(self, connection, known, request_id, started)
-        if known.kind is Kind.COMMIT:
-            deferred = cast("Deferred", answer)
-            pending.render = deferred.render
-            deferred.write.then(pending.settled)
-        else:
-            task = asyncio.get_running_loop().create_task(
-                pending.run(cast("Coroutine[Any, Any, Response]", answer))
-            )
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-        return None
-
-    def _encoded(
+    def encode(
         self, connection: Connection, known: Known, response: Response, request_id: str, started: float
     ) -> bytes:
         """The bytes of an answer, counted; of a streamed one the head."""
-        lines = self._header_lines(known.principal, known.origin)
+        account = known.account
+        lines = self._limit_lines(account) + known.cors if account else known.cors
         if known.bodiless or response.chunks is not None or self._lane.closing:
             data = self._encode(
                 response,
@@ -210,7 +211,7 @@ class FastLane:
             )
         else:
             data = self._encode(response, request_id, lines)
-        seconds = perf_counter() - started
+        seconds = monotonic() - started
         self._observers[known.index](response.status, seconds)
         if self._access is not None:
             head = known.head
@@ -229,26 +230,26 @@ class FastLane:
     def _refusal(
         self,
         connection: Connection,
-        method: str,
-        path: str,
-        headers: Headers,
+        message: RawRequestMessage,
         refused: Refused,
         request_id: str,
         started: float,
     ) -> bytes:
         """The bytes of an answer to a request that was not admitted, counted."""
-        response = refused.response
+        response, principal = refused.response, refused.principal
+        headers = cast("Headers", message.headers)
         data = self._encode(
             response,
             request_id,
-            self._header_lines(refused.principal, headers.get("Origin", "")),
-            bodiless=method == "HEAD",
+            self._dispatch.header_lines(principal, headers.get("Origin", "")),
+            bodiless=message.method == "HEAD",
             connection="close" if self._lane.closing else "",
         )
-        seconds = perf_counter() - started
+        seconds = monotonic() - started
         self._observers[refused.index](response.status, seconds)
         if self._access is not None:
-            self._log(connection, method, path, headers, refused.principal, response, request_id, seconds)
+            path = message.path.partition("?")[0]
+            self._log(connection, message.method, path, headers, principal, response, request_id, seconds)
         return data
 
     def _log(
@@ -298,7 +299,7 @@ class _Pending:
             response = self.render(result)
         except Exception as error:
             response = lane._dispatch.problem(error, request_id)
-        connection.finish(lane._encoded(connection, self._known, response, request_id, self._started))
+        connection.finish(lane.encode(connection, self._known, response, request_id, self._started))
 
     async def run(self, answer: Coroutine[Any, Any, Response]) -> None:
         """Wait for the answer of a coroutine."""
@@ -307,7 +308,7 @@ class _Pending:
             response = await answer
         except Exception as error:
             response = lane._dispatch.problem(error, request_id)
-        data = lane._encoded(connection, known, response, request_id, self._started)
+        data = lane.encode(connection, known, response, request_id, self._started)
         pieces = response.chunks
         if pieces is None:
             connection.finish(data)

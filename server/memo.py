@@ -11,12 +11,14 @@ class Known:
 
     `expires`: of the token, microseconds since 1970; without a token a head does not expire.
     `generation`: of keys and revocations when it was checked. `account`, `cost`: what the limit is
-    taken from. `length`: of the body. `request_id`: as the client gave it, "" if it gave none.
+    taken from. `length`: of the body. `request_id`: as the client gave it, "" if it gave none. `cors`:
+    header lines for its origin.
     """
 
     __slots__ = (
         "account",
         "bodiless",
+        "cors",
         "cost",
         "expires",
         "generation",
@@ -25,15 +27,12 @@ class Known:
         "index",
         "kind",
         "length",
-        "origin",
         "principal",
         "recent",
         "request_id",
     )
 
-    def __init__(
-        self, admitted: Admitted, length: int, generation: int, request_id: str, origin: str
-    ) -> None:
+    def __init__(self, admitted: Admitted, length: int, generation: int, request_id: str, cors: str) -> None:
         endpoint, head = admitted.endpoint, admitted.head
         principal = head.principal
         self.head = head
@@ -45,7 +44,7 @@ class Known:
         self.length = length
         self.generation = generation
         self.request_id = request_id
-        self.origin = origin
+        self.cors = cors
         guarded = endpoint.scope is not None
         self.cost = endpoint.cost if guarded else 0
         self.account = principal.account
