@@ -213,7 +213,8 @@ class FastProtocol(GateProtocol):
         """Write the answer that was pending, then go on with what came meanwhile."""
         self._pending = False
         self._write(data)
-        self._go_on()
+        if self._kept:
+            self._go_on()
 
     async def finish_stream(self, wire: StreamWire) -> None:
         """The same for an answer in pieces."""
