@@ -6,7 +6,6 @@ it lies in the future is the fill of the bucket, in seconds.
 """
 
 import ipaddress
-import math
 import time
 from collections.abc import Callable, Iterable
 
@@ -36,31 +35,9 @@ class Policy:
         self.depth = self.burst * self.interval
         self.field = f'"{name}";q={limit};w={window}'
 
-    def remaining(self, fill: float) -> int:
-        """How many units would be admitted at once, given the fill."""
-        return max(0, math.floor((self.depth - fill) / self.interval + _TOLERANCE))
-
-    def reset(self, fill: float) -> int:
-        """Seconds until the bucket is empty, rounded up."""
-        return max(0, math.ceil(fill))
-
-    def state(self, fill: float) -> str:
-        """An item of `RateLimit`, given the fill."""
-        return f'"{self.name}";r={self.remaining(fill)};t={self.reset(fill)}'
-
 
 # Part of an interval: what rounding may cost must refuse nobody, and admits no unit more per window.
 _TOLERANCE = 1e-3
-
-
-def policy_field(policies: Iterable[Policy]) -> str:
-    """The value of `RateLimit-Policy`."""
-    return ", ".join(policy.field for policy in policies)
-
-
-def state_field(states: Iterable[tuple[Policy, float]]) -> str:
-    """The value of `RateLimit`, from policies and their fills."""
-    return ", ".join(policy.state(fill) for policy, fill in states)
 
 
 class LimitExceeded(Exception):
@@ -74,7 +51,8 @@ class LimitExceeded(Exception):
 
 
 class Limiter:
-    """A bucket per key, all under one policy. `clock`: monotonic, seconds.
+    """A bucket per key, all under one policy. `clock`: monotonic, seconds. `depth`: the fill that is
+    admitted; `arrivals`: the TAT of each key.
 
     Beyond `keys_max` keys the empty buckets are forgotten, and should all be in use the emptier half:
     memory stays bounded under a flood of keys, and who is deepest in debt stays known.
@@ -91,15 +69,14 @@ class Limiter:
         self._keys_max = keys_max
         self._interval = policy.interval
         self._tolerance = policy.interval * _TOLERANCE
-        self._depth = policy.depth + self._tolerance
-        self._rate = 1.0 / policy.interval
-        self._field = f'"{policy.name}";r='
-        self._arrivals: dict[str, float] = {}
+        self.depth = policy.depth + self._tolerance
+        # Per key the time of the clock at which its bucket is empty.
+        self.arrivals: dict[str, float] = {}
         # How often it said no.
         self.refused = 0
 
     def __len__(self) -> int:
-        return len(self._arrivals)
+        return len(self.arrivals)
 
     def take(self, key: str, cost: int = 1) -> float:
         """Admit `cost` units and return the fill after them; LimitExceeded takes nothing.
@@ -107,40 +84,35 @@ class Limiter:
         More units than a burst are admitted when the bucket is empty, and put it in debt.
         """
         now = self._clock()
-        arrival = self._arrivals.get(key, now)
-        fill = (arrival - now if arrival > now else 0.0) + cost * self._interval
-        if fill > self._depth and (cost <= self.policy.burst or arrival > now + self._tolerance):
-            raise self._excess(arrival - now, cost)
-        self._arrivals[key] = now + fill
-        if len(self._arrivals) > self._keys_max:
+        arrivals = self.arrivals
+        arrival = arrivals.get(key, 0.0)
+        # A conditional, not max(): calls count here.
+        after = (arrival if arrival > now else now) + cost * self._interval  # noqa: FURB136
+        fill = after - now
+        if fill > self.depth and (cost <= self.policy.burst or arrival > now + self._tolerance):
+            raise self._excess(max(arrival - now, 0.0), cost)
+        arrivals[key] = after
+        if len(arrivals) > self._keys_max:
             self._forget(now)
         return fill
 
     def charge(self, key: str, cost: int = 1) -> None:
         """Take units that were used already, up to a debt of one window."""
         now = self._clock()
-        arrival = max(self._arrivals.get(key, now), now) + cost * self._interval
-        self._arrivals[key] = min(arrival, now + self.policy.depth + self.policy.window)
-        if len(self._arrivals) > self._keys_max:
+        arrival = max(self.arrivals.get(key, now), now) + cost * self._interval
+        self.arrivals[key] = min(arrival, now + self.policy.depth + self.policy.window)
+        if len(self.arrivals) > self._keys_max:
             self._forget(now)
 
     def peek(self, key: str) -> float:
         """The fill now; 0.0 for an empty bucket."""
         now = self._clock()
-        return max(0.0, self._arrivals.get(key, now) - now)
-
-    def field(self, key: str, now: float) -> str:
-        """An item of `RateLimit` at the time `now` of the clock: `Policy.state` of `peek`, only faster."""
-        fill = self._arrivals.get(key, 0.0) - now
-        if fill <= 0.0:
-            return f"{self._field}{self.policy.burst};t=0"
-        left = int((self._depth - fill) * self._rate)
-        return f"{self._field}{max(0, left)};t={-int(-fill // 1)}"
+        return max(0.0, self.arrivals.get(key, now) - now)
 
     def check(self, key: str) -> None:
         """LimitExceeded if one more unit would not be admitted; takes nothing."""
         fill = self.peek(key)
-        if fill + self._interval > self._depth:
+        if fill + self._interval > self.depth:
             raise self._excess(fill, 1)
 
     def _excess(self, fill: float, cost: int) -> LimitExceeded:
@@ -150,30 +122,50 @@ class Limiter:
 
     def _forget(self, now: float) -> None:
         """Drop the empty buckets; if that is not half of them, the emptier half."""
-        median = sorted(self._arrivals.values())[len(self._arrivals) // 2]
+        median = sorted(self.arrivals.values())[len(self.arrivals) // 2]
         least = max(now, median)
-        self._arrivals = {key: arrival for key, arrival in self._arrivals.items() if arrival > least}
+        for key in [key for key, arrival in self.arrivals.items() if arrival <= least]:
+            del self.arrivals[key]
 
 
 class Limits:
-    """Several limits of one account, as its answers show them. `clock`: that of the limiters."""
+    """Several limits of one account, as its answers show them. `clock`: that of the limiters.
+
+    `RateLimit-Policy` and `RateLimit` of draft-ietf-httpapi-ratelimit-headers.
+    """
 
     def __init__(self, limiters: Iterable[Limiter], clock: Callable[[], float] = time.monotonic) -> None:
-        self._limiters = tuple(limiters)
         self._clock = clock
-        policies = policy_field(limiter.policy for limiter in self._limiters)
-        self._lines = f"RateLimit-Policy: {policies}\r\nRateLimit: "
+        self._start = ""
+        # Per limit: TATs, what an empty bucket says, what another one begins with, depth, units a second.
+        self._rows: list[tuple[dict[str, float], str, str, float, float]] = []
+        policies, comma = "", ""
+        for limiter in limiters:
+            policy = limiter.policy
+            policies += comma + policy.field
+            item = f'{comma}"{policy.name}";r='
+            empty = f"{item}{policy.burst};t=0"
+            self._rows.append((limiter.arrivals, empty, item, limiter.depth, 1.0 / policy.interval))
+            self._start = f"RateLimit-Policy: {policies}\r\nRateLimit: "
+            comma = ", "
 
     def lines(self, account: str) -> str:
-        """The header lines `RateLimit-Policy` and `RateLimit`, "" if there is no limit."""
-        limiters = self._limiters
-        if not limiters:
+        """The header lines, "" if there is no limit.
+
+        r: units that would be admitted at once; t: seconds until the bucket is empty, rounded up.
+        """
+        text = self._start
+        if not text:
             return ""
         now = self._clock()
-        states = limiters[0].field(account, now)
-        for limiter in limiters[1:]:
-            states += ", " + limiter.field(account, now)
-        return f"{self._lines}{states}\r\n"
+        for arrivals, empty, item, depth, rate in self._rows:
+            fill = arrivals.get(account, 0.0) - now
+            if fill <= 0.0:
+                text += empty
+            else:
+                left, seconds = int((depth - fill) * rate), int(fill)
+                text += f"{item}{left if left > 0 else 0};t={seconds + (seconds < fill)}"  # noqa: FURB136
+        return text + "\r\n"
 
 
 class FailureLimiter:

@@ -1,41 +1,145 @@
-"""`python -m bench COMMAND`: what the gate is measured by."""
+"""`python -m bench COMMAND`: what the gate is measured by, beside others and by itself."""
 
 import argparse
+import random
 import sys
 from pathlib import Path
 
-from bench import ingest
+from bench import environment, processes, report, runner, targets
+from bench.cells import check
 from bench.micro import instructions, timing
 from bench.micro.paths import PATHS
+from bench.results import Plan, Results, ResultsError, chosen
+from bench.scenarios import SCENARIOS
+from bench.targets import TargetError
+from bench.verify import Unverified
+
+# The cells of a command that has no --only.
+FLOORS = ("*",)
+INGEST = ("write", "batch")
 
 
 def main() -> int:
-    """The command line of the bench."""
+    """The command line of the bench: 0, 1 (something does not count), 2 (it was asked wrongly)."""
+    options = _parser().parse_args()
+    try:
+        code: int = options.run(options)
+    except (TargetError, ResultsError) as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m bench", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    command = commands.add_parser("ingest", help="one reading per request, and 1,000; 200 after the commit")
-    command.add_argument("--seconds", type=int, default=5, help="of one measurement (default 5)")
-    command.add_argument("--rounds", type=int, default=5, help="interleaved rounds (default 5)")
-    command.set_defaults(run=lambda given: ingest.run(given.seconds, given.rounds))
 
+    for name, cells, meaning in (
+        ("floors", FLOORS, "the gate beside the floors and other servers, in interleaved rounds"),
+        ("ingest", INGEST, "the part of it that writes: one reading per request, and 1,000"),
+    ):
+        command = commands.add_parser(name, help=meaning, description=meaning)
+        command.add_argument("--rounds", type=_positive, default=5, help="default 5")
+        command.add_argument("--seconds", type=_positive, default=5, help="of one measurement (default 5)")
+        command.add_argument(
+            "--only",
+            nargs="+",
+            default=cells,
+            metavar="CELL",
+            help="SCENARIO@TARGET, SCENARIO or @TARGET, with * and ?",
+        )
+        command.add_argument("--quick", action="store_true", help="2 rounds of 1 s, to see that all works")
+        command.add_argument("--seed", type=int, help="of the order (default: any; it is recorded)")
+        command.add_argument("--resume", type=Path, metavar="DIRECTORY", help="go on with an interrupted run")
+        command.set_defaults(run=_floors, whole=cells is FLOORS)
+
+    command = commands.add_parser("cells", help="list scenarios, targets and cells")
+    command.set_defaults(run=lambda _: _list())
+    command = commands.add_parser("verify", help="check that a target keeps the contract, measure nothing")
+    command.add_argument("target", nargs="+")
+    command.set_defaults(run=_verify)
+    command = commands.add_parser("report", help="print the report of a run again")
+    command.add_argument("directory", type=Path)
+    command.set_defaults(run=_report)
+
+    paths = f"of {', '.join(PATHS)} (default: all)"
     command = commands.add_parser("micro", help="CPU time per request, in-process")
-    command.add_argument("paths", nargs="*", metavar="PATH", help=f"of {', '.join(PATHS)} (default: all)")
-    command.add_argument("--repeats", type=int, default=15, help="measurements (default 15)")
-    command.set_defaults(run=lambda given: timing.run(given.paths, given.repeats))
-
+    command.add_argument("paths", nargs="*", metavar="PATH", help=paths)
+    command.add_argument("--repeats", type=_positive, default=15, help="measurements (default 15)")
+    command.set_defaults(run=lambda given: timing.run(_paths(given.paths), given.repeats))
     command = commands.add_parser("instructions", help="instructions per request, in-process, by valgrind")
-    command.add_argument("paths", nargs="*", metavar="PATH", help=f"of {', '.join(PATHS)} (default: all)")
-    command.add_argument("--jobs", type=int, default=2, help="processes at a time (default 2)")
+    command.add_argument("paths", nargs="*", metavar="PATH", help=paths)
+    command.add_argument("--jobs", type=_positive, default=2, help="processes at a time (default 2)")
     command.add_argument("--profile", type=Path, metavar="DIRECTORY", help="keep callgrind's files there")
-    command.set_defaults(run=lambda given: instructions.run(given.paths, given.jobs, given.profile))
+    command.set_defaults(run=lambda given: instructions.run(_paths(given.paths), given.jobs, given.profile))
+    return parser
 
-    options = parser.parse_args()
-    if "paths" in options:
-        if unknown := set(options.paths) - set(PATHS):
-            parser.error(f"no such path: {', '.join(sorted(unknown))}; there are {', '.join(PATHS)}")
-        options.paths = options.paths or list(PATHS)
-    code: int = options.run(options)
-    return code
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("expected a number from 1 on")
+    return number
+
+
+def _paths(names: list[str]) -> list[str]:
+    if unknown := sorted(set(names) - set(PATHS)):
+        raise ResultsError(f"no path is named {', '.join(unknown)}; there are: {' '.join(PATHS)}")
+    return names or list(PATHS)
+
+
+def _floors(options: argparse.Namespace) -> int:
+    if faults := environment.faults():
+        raise TargetError("; ".join(faults))
+    known = targets.load()
+    if options.resume is not None:
+        return runner.run(Results.read(options.resume), known)
+    cells = chosen(runner.all_cells(known), options.only)
+    rounds, seconds, warm_up = (2, 1, 1) if options.quick else (options.rounds, options.seconds, 2)
+    # Not for secrets.
+    seed = random.randrange(1_000_000) if options.seed is None else options.seed
+    plan = Plan(cells, rounds, seconds, warm_up, seed)
+    partial = options.quick or not options.whole or tuple(options.only) != FLOORS
+    return runner.run(runner.begin(plan, partial=partial), known)
+
+
+def _list() -> int:
+    known = targets.load()
+    for scenario in SCENARIOS.values():
+        print(f"{scenario.name:12} {scenario.title}")
+    print()
+    for target in known.values():
+        print(f"{target.name:16} {target.title}: {' '.join(target.scenarios)}")
+    print(f"\n{len(runner.all_cells(known))} cells")
+    return 0
+
+
+def _verify(options: argparse.Namespace) -> int:
+    known = targets.load()
+    cells = chosen(runner.all_cells(known), [f"@{name}" for name in options.target])
+    bad = 0
+    for cell in cells:
+        scenario, _, name = cell.partition("@")
+        if known[name].kind == "loop":
+            continue
+        targets.prepare(known[name])
+        try:
+            with processes.running(known[name]) as server:
+                check(SCENARIOS[scenario], server)
+        except (Unverified, OSError) as error:
+            bad += 1
+            print(f"{cell}: {error}")
+        else:
+            print(f"{cell}: good")
+    return 1 if bad else 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    results = Results.read(options.directory)
+    print(report.render(results.plan, results.final(), targets.load()))
+    return 0
 
 
 if __name__ == "__main__":

@@ -23,7 +23,9 @@ PAGE = 100
 # Milliseconds since 1970 from which readings of batches count.
 EPOCH = 1_700_000_000_000
 PAGES = f"/v1/devices/{PAGE_DEVICE}/readings"
-PAGE_QUERY = f"{PAGES}?metric=temperature&from={EPOCH + 200}&to={EPOCH + 900}&limit={PAGE}"
+# What pages are asked from, and the range that is asked for: more than one page.
+PAGE_READINGS, PAGE_FROM, PAGE_TO = 500, 100, 450
+PAGE_QUERY = f"{PAGES}?metric=temperature&from={EPOCH + PAGE_FROM}&to={EPOCH + PAGE_TO}&limit={PAGE}"
 
 READING = b'{"metric": "temperature", "value": 21.5}'
 # Well-formed, but a value is a number, a boolean or a text.
@@ -32,20 +34,36 @@ BAD_READING = b'{"metric": "temperature", "value": []}'
 LATEST_METRICS = {"temperature": 21.5, "humidity": 40, "door_open": False}
 
 
-def token() -> str:
-    """A token of the bench's device, for every target."""
+def token(seconds: int = TOKEN_SECONDS) -> str:
+    """A token of the bench's device, for every target; a negative lifetime is over."""
+    return jwt.encode(_claims(seconds), SECRET, "HS256")
+
+
+def bad_tokens() -> dict[str, str]:
+    """Tokens that nobody may accept, by what is wrong; "" is none."""
+    good = token()
+    place = good.rindex(".") + 10
+    other = "A" if good[place] != "A" else "B"
+    return {
+        "no token": "",
+        "a token with a wrong signature": good[:place] + other + good[place + 1 :],
+        "an expired token": token(-3600),
+        "an unsigned token": jwt.encode(_claims(TOKEN_SECONDS), "", "none"),
+    }
+
+
+def _claims(seconds: int) -> dict[str, object]:
     now = int(time.time())
-    claims = {
+    return {
         "iss": ISSUER,
         "aud": AUDIENCE,
         "sub": SUBJECT,
-        "iat": now,
-        "exp": now + TOKEN_SECONDS,
+        "iat": min(now, now + seconds),
+        "exp": now + seconds,
         "jti": SUBJECT,
         "scope": SCOPES,
         "devices": ["bench.>"],
     }
-    return jwt.encode(claims, SECRET, "HS256")
 
 
 def batch(number: int, size: int = BATCH) -> bytes:
@@ -56,11 +74,14 @@ def batch(number: int, size: int = BATCH) -> bytes:
     ).encode()
 
 
-def page_readings() -> bytes:
-    """The readings that a page is asked from: one a millisecond, more than the page and its range hold."""
-    return json.dumps(
-        [{"metric": "temperature", "ts": EPOCH + n, "value": 20 + n / 100} for n in range(BATCH)]
-    ).encode()
+def page_value(number: int) -> float:
+    """The value of a reading that pages are asked from."""
+    return 20.5 + number / 128
+
+
+def page_reading(number: int) -> bytes:
+    """Reading `number` of those that pages are asked from: one a millisecond, more than a page holds."""
+    return json.dumps({"metric": "temperature", "ts": EPOCH + number, "value": page_value(number)}).encode()
 
 
 def latest_readings() -> bytes:

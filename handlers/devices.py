@@ -37,30 +37,32 @@ class DeviceHandlers:
 
     async def list(self, request: Request) -> Response:
         """`GET /v1/devices?match=`."""
-        limit, style = parameters.limit(request.head.query), stamp(request)
+        limit, style = parameters.limit(request.head.query), stamp(request.head)
         after = cursor(request.head.query, str) or ""
-        found = await self._devices.devices(selection(request), after, limit + 1)
+        found = await self._devices.devices(selection(request.head), after, limit + 1)
         items = [_shown(device, style) for device in found[:limit]]
         return page(request, items, found[limit - 1].device if len(found) > limit else None)
 
     async def get(self, request: Request) -> Response:
         """`GET /v1/devices/{device}`."""
-        device = await self._devices.device(readable_device(request))
-        return respond(request.head.accept, _shown(device, stamp(request)))
+        device = await self._devices.device(readable_device(request.head))
+        return respond(request.head.accept, _shown(device, stamp(request.head)))
 
     async def put(self, request: Request) -> Response:
         """`PUT /v1/devices/{device}`: 201 for a new one, 200 for a known one."""
-        name = readable_device(request)
+        name = readable_device(request.head)
         content = decode(_decoders[request.head.content], request.body)
         _check(content)
         created = await self._devices.put_device(name, content.name, content.labels)
         device = await self._devices.device(name)
         headers = (("Location", f"/v1/devices/{name}"),) if created else ()
-        return respond(request.head.accept, _shown(device, stamp(request)), 201 if created else 200, headers)
+        return respond(
+            request.head.accept, _shown(device, stamp(request.head)), 201 if created else 200, headers
+        )
 
     async def delete(self, request: Request) -> Response:
         """`DELETE /v1/devices/{device}`, with `?readings=true` all that it wrote too."""
-        name = readable_device(request)
+        name = readable_device(request.head)
         readings = parameters.choice(request.head.query, "readings", _YES_NO, False)
         await self._devices.delete_device(name, readings=readings)
         self._cache.forget(name)

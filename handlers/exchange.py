@@ -3,7 +3,8 @@
 A handler never sees a socket. The route table states its kind: it gives a Response at once (SYNC),
 a Deferred whose answer comes from a commit, or at once a Response (COMMIT), a coroutine (COROUTINE),
 a Response at once where a cache has it, else a coroutine (CACHED), a Stream that takes the connection
-over, or at once a Response (STREAM).
+over, or at once a Response (STREAM). It is made from a head by a plan:
+what the head alone decides is decided there, once for all requests under a head that is remembered.
 """
 
 from abc import ABC, abstractmethod
@@ -14,7 +15,7 @@ from typing import Any, Protocol
 from msgspec import Struct
 
 from auth.principal import Principal
-from storage.models import Write
+from storage.models import Result, Write
 
 
 class Kind(IntEnum):
@@ -82,7 +83,7 @@ class Head(Struct, frozen=True):
     principal: Principal
 
 
-class Request(Struct):
+class Request(Struct, gc=False):
     """One request: its head, its whole body (decoded from its content coding), and this very time.
 
     `id`: the request id. `address`: the client's, through trusted proxies. `received`: microseconds
@@ -96,7 +97,7 @@ class Request(Struct):
     received: int
 
 
-class Response(Struct):
+class Response(Struct, gc=False):
     """An answer: whole (`body`) or in pieces (`chunks`).
 
     `headers`: those of this answer alone, as (name, value) in latin-1; length, date, request id
@@ -123,11 +124,11 @@ NOTHING = _Nothing()
 
 
 class Deferred:
-    """An answer that a commit will give: `render` makes it from the settled write."""
+    """An answer that a commit will give: `render` makes it from the result of the write."""
 
     __slots__ = ("render", "write")
 
-    def __init__(self, write: Write, render: Callable[[Write], Response]) -> None:
+    def __init__(self, write: Write, render: Callable[[Result], Response]) -> None:
         self.write = write
         self.render = render
 
@@ -183,3 +184,9 @@ class Stream(ABC):
 
 Answer = Response | Deferred | Stream | Coroutine[Any, Any, Response]
 Handler = Callable[[Request], Answer]
+Plan = Callable[[Head], Handler]
+
+
+def each(handler: Handler) -> Plan:
+    """The plan of a handler that looks at each request anew."""
+    return lambda _: handler

@@ -3,7 +3,7 @@
 import re
 from typing import TypeVar
 
-from handlers.exchange import Head, Media, Request
+from handlers.exchange import Head, Media
 from handlers.problems import Problem
 from handlers.times import (
     InvalidTime,
@@ -121,24 +121,23 @@ def patterns(query: Query) -> tuple[Pattern, ...]:
         raise invalid("match", str(error)) from error
 
 
-def selection(request: Request) -> Selection:
+def selection(head: Head) -> Selection:
     """What the request asks for, cut to what its token grants."""
-    query = request.head.query
-    return Selection(patterns(query), request.head.principal.grants.patterns, metrics(query))
+    return Selection(patterns(head.query), head.principal.grants.patterns, metrics(head.query))
 
 
-def device(request: Request) -> str:
+def device(head: Head) -> str:
     """The device of the path; what cannot be a device does not exist."""
-    name = request.head.params["device"]
+    name = head.params["device"]
     if not is_device(name):
         raise Problem("not_found", "a device id is 1 to 128 characters: tokens joined by dots")
     return name
 
 
-def readable_device(request: Request) -> str:
+def readable_device(head: Head) -> str:
     """The device of the path if the token may see it; else it does not exist, for this token."""
-    name = request.head.params["device"]
-    if not request.head.principal.grants.allow(name):
+    name = head.params["device"]
+    if not head.principal.grants.allow(name):
         raise Problem("not_found", f"there is no device {name}")
     return name
 
@@ -151,9 +150,8 @@ def time_format(query: Query) -> TimeFormat:
     return choice(query, "time", _FORMATS, TimeFormat.RFC3339)
 
 
-def stamp(request: Request) -> Stamp:
+def stamp(head: Head) -> Stamp:
     """How this answer writes times."""
-    head = request.head
     if "time" in head.query:
         match choice(head.query, "time", _FORMATS, TimeFormat.RFC3339):
             case TimeFormat.MS:

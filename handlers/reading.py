@@ -6,12 +6,12 @@ from typing import Annotated
 import msgspec
 
 from handlers import parameters
-from handlers.exchange import Answer, Media, Request, Response
+from handlers.exchange import Answer, Handler, Head, Media, Request, Response
 from handlers.exports import export
 from handlers.pages import cursor, page
 from handlers.parameters import readable_device, selection, stamp
 from handlers.problems import Problem
-from handlers.schemas import LatestOut, LogItem, LogOut, RangeItem, SampleOut, respond
+from handlers.schemas import LatestOut, LogItem, LogOut, RangeItem, SampleOut, representation, respond
 from handlers.times import Stamp
 from storage.cache import LatestCache
 from storage.devices import Devices
@@ -43,37 +43,37 @@ class Readings:
 
     # -- newest values -------------------------------------------------------------------------
 
-    def latest(self, request: Request) -> Answer:
+    def latest(self, head: Head) -> Handler:
         """`GET /v1/devices/{device}/latest`."""
-        device = readable_device(request)
-        latest = self._cache.get(device)
-        if latest is None:
-            return self._fetch_latest(request, device)
-        return self._show_latest(request, latest)
+        device, style = readable_device(head), stamp(head)
+        conditions = ", ".join(head.headers.getall("If-None-Match", []))
+        encode, content_type = representation(head.accept)
+        log_state, find, fetch = self._log.state, self._cache.get, self._cache.fetch
 
-    async def _fetch_latest(self, request: Request, device: str) -> Response:
-        return self._show_latest(request, await self._cache.fetch(device))
-
-    def _show_latest(self, request: Request, latest: Latest) -> Response:
-        state = self._log.state()
-        position = f"{state.epoch}-{latest.offset}"
-        # Retention takes values away without a new offset, and moves the floor.
-        etag = f'W/"{position}.{state.floor}"' if state.floor else f'W/"{position}"'
-        lines = f"ETag: {etag}\r\n{_LATEST_LINES}"
-        head = request.head
-        if "If-None-Match" in head.headers:
-            condition = ", ".join(head.headers.getall("If-None-Match", []))
-            if _matches(condition, etag):
+        def show(latest: Latest) -> Response:
+            state = log_state()
+            position = f"{state.epoch}-{latest.offset}"
+            # Retention takes values away without a new offset, and moves the floor.
+            etag = f'W/"{position}.{state.floor}"' if state.floor else f'W/"{position}"'
+            lines = f"ETag: {etag}\r\n{_LATEST_LINES}"
+            if conditions and _matches(conditions, etag):
                 return Response(304, lines=lines)
-        response = respond(head.accept, _latest_out(latest, position, stamp(request)))
-        response.lines = lines
-        return response
+            return Response(200, encode(_latest_out(latest, position, style)), content_type, lines=lines)
+
+        async def show_fetched() -> Response:
+            return show(await fetch(device))
+
+        def answer(_: Request) -> Answer:
+            latest = find(device)
+            return show_fetched() if latest is None else show(latest)
+
+        return answer
 
     async def latest_page(self, request: Request) -> Response:
         """`GET /v1/latest?match=`."""
-        limit, style = parameters.limit(request.head.query), stamp(request)
+        limit, style = parameters.limit(request.head.query), stamp(request.head)
         after = cursor(request.head.query, str) or ""
-        found = await self._log.latest_page(selection(request), after, limit + 1)
+        found = await self._log.latest_page(selection(request.head), after, limit + 1)
         epoch = self._log.state().epoch
         items = [_latest_out(latest, f"{epoch}-{latest.offset}", style) for latest in found[:limit]]
         return page(request, items, found[limit - 1].device if len(found) > limit else None)
@@ -82,7 +82,7 @@ class Readings:
 
     async def range(self, request: Request) -> Response:
         """`GET /v1/devices/{device}/readings`, also in buckets, also as CSV or NDJSON."""
-        query, device = request.head.query, readable_device(request)
+        query, device = request.head.query, readable_device(request.head)
         span = Range(
             device,
             parameters.metrics(query),
@@ -95,7 +95,7 @@ class Readings:
             return await self._buckets(request, span, every)
         if "fn" in query:
             raise parameters.invalid("fn", "expected together with every")
-        style = stamp(request)
+        style = stamp(request.head)
         if request.head.accept in (Media.CSV, Media.NDJSON):
             await self._devices.device(device)
             pages = self._range_pages(span, self._log.state().head)
@@ -119,7 +119,7 @@ class Readings:
             after = found[-1].ts, found[-1].offset
 
     async def _buckets(self, request: Request, span: Range, every: int) -> Response:
-        query, style = request.head.query, stamp(request)
+        query, style = request.head.query, stamp(request.head)
         functions = tuple(dict.fromkeys(parameters.several(query, "fn"))) or ("avg",)
         for name in functions:
             if name not in FUNCTIONS:
@@ -152,7 +152,7 @@ class Readings:
 
     async def log(self, request: Request) -> Response:
         """`GET /v1/readings`: the log in order, from a position."""
-        wanted, style, state = selection(request), stamp(request), self._log.state()
+        wanted, style, state = selection(request.head), stamp(request.head), self._log.state()
         offset = self._since(parameters.one(request.head.query, "since"))
         if request.head.accept in (Media.CSV, Media.NDJSON):
             pages = self._log_pages(offset, state.head, request)
@@ -185,7 +185,7 @@ class Readings:
         return position.offset
 
     async def _log_pages(self, offset: int, until: int, request: Request) -> AsyncIterator[list[Reading]]:
-        wanted = selection(request)
+        wanted = selection(request.head)
         while offset < until:
             found = await self._log.read_from(offset, until, EXPORT_ROWS, wanted)
             offset = found.scanned

@@ -1,6 +1,6 @@
 """The Structs of the wire and their codecs, made once."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 
 import msgspec
@@ -26,7 +26,7 @@ class DeviceItem(Item, forbid_unknown_fields=True, gc=False):
     device: str | UnsetType = UNSET
 
 
-class Written(Struct, frozen=True):
+class Written(Struct, frozen=True, gc=False):
     """The answer to a write."""
 
     accepted: int
@@ -52,7 +52,7 @@ class SampleOut(Struct, frozen=True, gc=False):
     offset: int
 
 
-class LatestOut(Struct, frozen=True):
+class LatestOut(Struct, frozen=True, gc=False):
     """The newest readings of a device."""
 
     device: str
@@ -157,6 +157,12 @@ def respond(
     media: Media, content: object, status: int = 200, headers: tuple[tuple[str, str], ...] = ()
 ) -> Response:
     """A response with the content in the negotiated form, JSON or MessagePack."""
+    encode, content_type = representation(media)
+    return Response(status, encode(content), content_type, headers)
+
+
+def representation(media: Media) -> tuple[Callable[[object], bytes], str]:
+    """How a negotiated form is made, and its content type."""
     if media is Media.MSGPACK:
-        return Response(status, encode_msgpack(content), "application/msgpack", headers)
-    return Response(status, encode_json(content), "application/json", headers)
+        return encode_msgpack, "application/msgpack"
+    return encode_json, "application/json"

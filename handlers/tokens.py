@@ -165,13 +165,13 @@ class TokenHandlers:
             by=request.head.principal.subject,
             request_id=request.id,
         )
-        shown = _shown(client, stamp(request), secret)
+        shown = _shown(client, stamp(request.head), secret)
         headers = (("Location", f"/v1/clients/{client.id}"), *_UNCACHED)
         return respond(request.head.accept, shown, 201, headers)
 
     async def clients(self, request: Request) -> Response:
         """`GET /v1/clients`."""
-        limit, style = parameters.limit(request.head.query), stamp(request)
+        limit, style = parameters.limit(request.head.query), stamp(request.head)
         after = cursor(request.head.query, str) or ""
         found = await self._accounts.clients(after, limit + 1)
         items = [_shown(client, style) for client in found[:limit]]

@@ -12,7 +12,7 @@ from aiohttp._websocket.models import WSMessage
 from auth.principal import Scope
 from auth.rate_limit import Limiter
 from handlers import parameters
-from handlers.exchange import Handler, Media, Request, Response, Sink, Stream
+from handlers.exchange import Media, Plan, Request, Response, Sink, Stream
 from handlers.hub import Hub
 from handlers.live.commands import (
     OVERFLOWS,
@@ -71,7 +71,7 @@ _PING = frame(PING, b"")
 class WebSockets:
     """Opens WebSockets.
 
-    `write`: the handler of `POST /v1/readings`; `requests`: the limit in which a write counts as a request.
+    `write`: the plan of `POST /v1/readings`; `requests`: the limit in which a write counts as a request.
     `origins`: pages of these may connect beside our own. `bound`: bytes that may wait for a follower. `now`:
     microseconds.
     """
@@ -82,7 +82,7 @@ class WebSockets:
         recoveries: Recoveries,
         streams: Streams,
         wires: Wires,
-        write: Handler,
+        write: Plan,
         requests: Limiter | None,
         origins: Iterable[str],
         bound: int,

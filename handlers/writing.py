@@ -2,16 +2,19 @@
 
 import hashlib
 import re
+from collections.abc import Callable
+from functools import partial
 
 from auth.rate_limit import Limiter
-from handlers.exchange import Answer, Deferred, Request, Response
+from handlers.exchange import Answer, Deferred, Handler, Head, Preferences, Request, Response
 from handlers.ingest import Ingest, Intake
 from handlers.parameters import device as device_of
 from handlers.problems import Problem
-from handlers.schemas import Promised, Written, respond
+from handlers.schemas import Promised, Written, representation, respond
 from storage.commit import GroupCommit
+from storage.errors import StorageError
 from storage.log import Log
-from storage.models import Idempotency, Outcome, Write
+from storage.models import Idempotency, Result, Write
 
 # draft-ietf-httpapi-idempotency-key-header: a structured field string; a bare token is taken too.
 _KEY = re.compile(r'"([\x20-\x7e]{1,255})"|([\x21\x23-\x7e][\x21-\x7e]{0,254})', re.ASCII)
@@ -31,72 +34,83 @@ class Writing:
         # Items refused before the commit was asked.
         self.rejected = 0
 
-    def of_device(self, request: Request) -> Answer:
+    def of_device(self, head: Head) -> Handler:
         """Readings of the device in the path."""
-        device = device_of(request)
-        if not request.head.principal.grants.allow(device):
+        device = device_of(head)
+        if not head.principal.grants.allow(device):
             raise Problem("forbidden", f"the token has no grant for {device}")
-        return self._write(request, self._ingest.of_device(device, request.body, request.head.content))
+        return self._handler(head, partial(self._ingest.of_device, device, head.content))
 
-    def of_any(self, request: Request) -> Answer:
+    def of_any(self, head: Head) -> Handler:
         """Readings that name their devices."""
-        intake = self._ingest.of_any(request.head.principal.grants, request.body, request.head.content)
-        return self._write(request, intake)
+        return self._handler(head, partial(self._ingest.of_any, head.principal.grants, head.content))
 
-    def _write(self, request: Request, intake: Intake) -> Answer:
-        prefer = request.head.prefer
-        self.rejected += intake.rejected
-        if intake.rejected and (prefer.strict or not intake.readings):
-            raise _refusal(request, intake)
-        if self._points is not None:
-            self._points.take(request.head.principal.account, len(intake.readings))
-        idempotency = _idempotency(request, intake)
-        write = Write(
-            intake.readings,
-            request.received,
-            len(request.body) + _READING_SIZE * len(intake.readings),
-            strict=prefer.strict,
-            idempotency=idempotency,
+    def _handler(self, head: Head, read: Callable[[bytes], Intake]) -> Handler:
+        """A handler that stores what `read` finds in a body."""
+        prefer, account, points, submit = (
+            head.prefer,
+            head.principal.account,
+            self._points,
+            self._commit.submit,
         )
-        self._commit.submit(write)
+        strict, keyed = prefer.strict, "Idempotency-Key" in head.headers
         # What an Idempotency-Key answers is known only after the commit.
-        if prefer.respond_async and idempotency is None:
-            answer = Promised(len(intake.readings), intake.rejected, intake.faults)
-            return respond(request.head.accept, answer, 202, _applied(request, promised=True))
-        return Deferred(write, lambda write: self._answer(request, intake, write))
+        promises = prefer.respond_async and not keyed
+        render = partial(self._render, head, _applied(prefer, promised=False), *representation(head.accept))
 
-    def _answer(self, request: Request, intake: Intake, write: Write) -> Response:
-        match write.result:
-            case Outcome() as outcome:
-                return self._written(request, intake, outcome)
-            case None:
-                raise RuntimeError("an answer was rendered before its write was settled")
-            case error:
-                raise error
+        def write(request: Request) -> Answer:
+            body = request.body
+            intake = read(body)
+            readings = intake.readings
+            if intake.rejected:
+                self.rejected += intake.rejected
+                if strict or not readings:
+                    raise _refusal(head, intake)
+            count = len(readings)
+            if points is not None:
+                points.take(account, count)
+            idempotency = _idempotency(request, intake) if keyed else None
+            size = len(body) + _READING_SIZE * count
+            write = Write(readings, request.received, size, strict, idempotency)
+            submit(write)
+            if promises:
+                answer = Promised(count, intake.rejected, intake.faults)
+                return respond(head.accept, answer, 202, _applied(prefer, promised=True))
+            return Deferred(write, partial(render, intake))
 
-    def _written(self, request: Request, intake: Intake, outcome: Outcome) -> Response:
+        return write
+
+    def _render(
+        self,
+        head: Head,
+        applied: tuple[tuple[str, str], ...],
+        encode: Callable[[object], bytes],
+        content_type: str,
+        intake: Intake,
+        result: Result,
+    ) -> Response:
+        """The answer to a write from what became of it."""
+        if isinstance(result, StorageError):
+            raise result
         rejected, faults = intake.rejected, intake.faults
-        if outcome.conflicts:
-            rejected += len(outcome.conflicts)
-            faults = intake.with_conflicts(outcome.conflicts, _CONFLICT)
-            if request.head.prefer.strict:
-                applied = _applied(request, promised=False)
+        if result.conflicts:
+            rejected += len(result.conflicts)
+            faults = intake.with_conflicts(result.conflicts, _CONFLICT)
+            if head.prefer.strict:
                 raise Problem("conflict", "nothing was stored: " + _CONFLICT, faults, applied)
-            if not outcome.accepted and not outcome.duplicates:
+            if not result.accepted and not result.duplicates:
                 raise Problem("invalid", "no item was stored", faults)
-        state = self._log.state()
-        answer = Written(
-            outcome.accepted, outcome.duplicates, rejected, faults, f"{state.epoch}-{outcome.offset}"
-        )
-        return respond(request.head.accept, answer, 200, _applied(request, promised=False))
+        position = f"{self._log.state().epoch}-{result.offset}"
+        written = Written(result.accepted, result.duplicates, rejected, faults, position)
+        return Response(200, encode(written), content_type, applied)
 
 
 _CONFLICT = "another value is stored for this device, metric and ts"
 
 
-def _refusal(request: Request, intake: Intake) -> Problem:
-    strict = request.head.prefer.strict
-    applied = _applied(request, promised=False) if strict else ()
+def _refusal(head: Head, intake: Intake) -> Problem:
+    strict = head.prefer.strict
+    applied = _applied(head.prefer, promised=False) if strict else ()
     if intake.forbidden == intake.rejected and not intake.readings:
         return Problem("forbidden", "the token has no grant for these devices", intake.faults, applied)
     detail = f"{intake.rejected} bad of {intake.rejected + len(intake.readings)} items; nothing was stored"
@@ -105,10 +119,8 @@ def _refusal(request: Request, intake: Intake) -> Problem:
     )
 
 
-def _idempotency(request: Request, intake: Intake) -> Idempotency | None:
+def _idempotency(request: Request, intake: Intake) -> Idempotency:
     keys = request.head.headers.getall("Idempotency-Key", [])
-    if not keys:
-        return None
     found = _KEY.fullmatch(keys[0])
     if found is None or len(keys) > 1:
         raise Problem("malformed", "Idempotency-Key: expected 1 to 255 printable characters, once")
@@ -123,12 +135,12 @@ def _idempotency(request: Request, intake: Intake) -> Idempotency | None:
     return Idempotency(head.principal.account, found[1] or found[2], digest.digest())
 
 
-def _applied(request: Request, *, promised: bool) -> tuple[tuple[str, str], ...]:
+def _applied(prefer: Preferences, *, promised: bool) -> tuple[tuple[str, str], ...]:
     """`Preference-Applied` with what was honoured (RFC 7240)."""
     names = []
-    if request.head.prefer.strict:
+    if prefer.strict:
         names.append("handling=strict")
-    elif request.head.prefer.lenient:
+    elif prefer.lenient:
         names.append("handling=lenient")
     if promised:
         names.append("respond-async")

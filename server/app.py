@@ -54,6 +54,8 @@ MEMO_BYTES = 8 * 1024 * 1024
 ISSUERS_EVERY = 60.0
 # Seconds at the end that streams wait for the commits under way.
 STREAMS_DRAIN = 2.0
+# Seconds that answers to clients that have gone may still take when the gate closes.
+LANE_DEADLINE = 1.0
 
 
 def wall_clock() -> int:
@@ -126,7 +128,7 @@ class Gate:
             settings.token_ttl,
             logs.audit,
         )
-        health = Health(
+        self.health = Health(
             {"database": engine.ping, "commit": self._probe_commit},
             lambda: self.server.lane.closing,
             self._render,
@@ -137,7 +139,7 @@ class Gate:
             Readings(engine, engine, self.cache),
             DeviceHandlers(engine, self.cache, logs.audit),
             self.tokens,
-            health,
+            self.health,
             self.live.sockets,
             self.live.events,
         )
@@ -146,6 +148,7 @@ class Gate:
         self.encoder = Encoder()
         self.memo = HeadMemo(MEMO_HEADS, MEMO_BYTES)
         self.encoder.tick(formatdate(usegmt=True))
+        self._fast_lanes: list[FastLane] = []
         public = [r for r in table if r.template != routes.METRICS or not settings.metrics_port]
         self.server = self._server(Router(public), log)
         self.operations = self._server(Router(r for r in table if r.template in routes.OPERATIONS), log)
@@ -185,6 +188,8 @@ class Gate:
         """Let what was accepted finish; the listening sockets are closed by then."""
         await asyncio.gather(self.server.drain(self._settings.shutdown_timeout), self._end_streams())
         await self.operations.drain(0.1)
+        for lane in self._fast_lanes:
+            await lane.close(LANE_DEADLINE)
 
     async def _end_streams(self) -> None:
         """End the streams with what was written up to now."""
@@ -283,7 +288,8 @@ class Gate:
                 log.access,
                 self.memo,
             )
-            protocol = partial(FastProtocol, fast=fast, clock=wall_clock)
+            self._fast_lanes.append(fast)
+            protocol = partial(FastProtocol, fast=fast, clock=time.time_ns)
         return GateServer(
             lane,
             self.encoder,

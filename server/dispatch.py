@@ -6,6 +6,7 @@ Both lanes call it. It knows nothing of sockets.
 import logging
 import re
 import secrets
+from collections.abc import Callable
 from itertools import count
 from urllib.parse import parse_qsl
 
@@ -15,11 +16,23 @@ from auth.principal import ANONYMOUS, SCOPES, Principal, Scope
 from auth.rate_limit import Limiter, Limits
 from auth.tokens import KeyUnknown, TokenVerifier
 from handlers.codings import CODINGS
-from handlers.exchange import Answer, Deferred, Handler, Head, Headers, Kind, Media, Request, Response
+from handlers.exchange import (
+    Answer,
+    Deferred,
+    Handler,
+    Head,
+    Headers,
+    Kind,
+    Media,
+    Plan,
+    Request,
+    Response,
+)
 from handlers.negotiation import accepted, content_media, media_names, preferences
 from handlers.problems import Problem, challenge, problem_of
 from server.cors import Cors
 from server.router import BadPath, MethodNotAllowed, NotFound, Router
+from storage.models import Result
 
 _log = logging.getLogger("tidegate.dispatch")
 
@@ -27,6 +40,8 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}", re.ASCII)
 _LENGTH = re.compile(r"[0-9]{1,15}", re.ASCII)
 _ABSOLUTE = re.compile(r"https?://[^/?#]*", re.ASCII | re.IGNORECASE)
 QUERY_FIELDS_MAX = 200
+# Where requests are counted that no route took.
+NO_ROUTE = -1
 # Bytes of a body from somebody who is not known yet: a form with which to log in.
 ANONYMOUS_BODY_MAX = 64 * 1024
 
@@ -36,14 +51,15 @@ SCOPE_NAMES = {scope: name for name, scope in SCOPES.items()}
 class Endpoint(Struct, frozen=True, kw_only=True):
     """What a route leads to.
 
-    `kind`: how the handler answers. `scope`: what the token must have, None where none is asked
-    for. `cost`: requests that one counts as. `offers`: the forms of the answer, the default first.
-    `consumes`: the forms of the body; none: a body is not read. `index`: its place in the figures.
+    `plan` makes the handler from a head, `kind`: how it answers. `scope`: what the token must have,
+    None where none is asked for. `cost`: requests that one counts as. `offers`: the forms of the answer,
+    the default first. `consumes`: the forms of the body; none: a body is not read. `index`: its place in
+    the figures.
     """
 
     index: int
     template: str
-    handler: Handler
+    plan: Plan
     kind: Kind
     scope: Scope | None
     cost: int
@@ -52,13 +68,14 @@ class Endpoint(Struct, frozen=True, kw_only=True):
 
 
 class Admitted(Struct, frozen=True):
-    """A request whose head is in order.
+    """A request whose head is in order, with the `handler` that answers it.
 
     `limit`: bytes that its body may have, as it comes and decoded. `coding`: the body's content
     coding, "" if none. `expects`: the client waits for 100 before it sends the body.
     """
 
     endpoint: Endpoint
+    handler: Handler
     head: Head
     limit: int
     coding: str
@@ -75,12 +92,20 @@ class NotAdmitted(Exception):
         self.error = error
 
 
+class Refused(Struct, gc=False):
+    """How a request was answered that was not admitted, where it counts, and who sent it if that is known."""
+
+    response: Response
+    index: int
+    principal: Principal
+
+
 class RequestIds:
     """Request ids: the client's if it is sane, else ours, unique over processes and restarts."""
 
     def __init__(self) -> None:
-        self._prefix = secrets.token_hex(6)
-        self._numbers = count(1)
+        # One of ours: made without a frame of Python.
+        self.next: Callable[[], str] = map(f"{secrets.token_hex(6)}-{{:x}}".format, count(1)).__next__
 
     def choose(self, given: str) -> str:
         """The id of a request; `given`: its X-Request-ID, "" if it has none."""
@@ -88,13 +113,12 @@ class RequestIds:
             return given
         return self.next()
 
-    def next(self) -> str:
-        """One of ours."""
-        return f"{self._prefix}-{next(self._numbers):x}"
-
 
 class Dispatch:
-    """The chain, built once. `requests`, `points`: the limits per principal, None where there is none."""
+    """The chain, built once. `requests`, `points`: the limits per principal, None where there is none.
+
+    `cors`, `limits`: what they add to answers; see `header_lines`.
+    """
 
     def __init__(
         self,
@@ -108,8 +132,8 @@ class Dispatch:
         self._router = router
         self._verifier = verifier
         self._requests = requests
-        self._limits = Limits(limiter for limiter in (requests, points) if limiter is not None)
-        self._cors = cors
+        self.limits = Limits(limiter for limiter in (requests, points) if limiter is not None)
+        self.cors = cors
         self._max_body = max_body
 
     def admit(self, method: str, target: str, version: tuple[int, int], headers: Headers) -> Admitted:
@@ -149,23 +173,34 @@ class Dispatch:
                 preferences(headers.getall("Prefer", [])),
                 principal,
             )
-            return Admitted(endpoint, head, limit, coding, expects)
+            return Admitted(endpoint, endpoint.plan(head), head, limit, coding, expects)
         except KeyUnknown:
             raise
         except Exception as error:
             raise NotAdmitted(endpoint, principal, error) from error
 
-    def call(self, endpoint: Endpoint, request: Request) -> Answer:
+    def refused(self, error: Exception, request_id: str) -> Refused:
+        """The answer to what `admit` raised."""
+        match error:
+            case Preflight():
+                return Refused(error.response, NO_ROUTE, ANONYMOUS)
+            case NotAdmitted():
+                response = self.problem(error.error, request_id)
+                return Refused(response, error.endpoint.index, error.principal)
+            case _:
+                return Refused(self.problem(error, request_id), NO_ROUTE, ANONYMOUS)
+
+    def call(self, handler: Handler, request: Request) -> Answer:
         """Run the handler; what it raises at once becomes a problem."""
         try:
-            return endpoint.handler(request)
+            return handler(request)
         except Exception as error:
             return self.problem(error, request.id)
 
-    def render(self, deferred: Deferred, request_id: str) -> Response:
+    def render(self, deferred: Deferred, result: Result, request_id: str) -> Response:
         """The answer of a settled write."""
         try:
-            return deferred.render(deferred.write)
+            return deferred.render(result)
         except Exception as error:
             return self.problem(error, request_id)
 
@@ -178,8 +213,8 @@ class Dispatch:
 
     def header_lines(self, principal: Principal, origin: str) -> str:
         """Header lines that depend on who asks: limits and CORS."""
-        lines = self._cors.lines(origin) if origin else ""
-        return lines if principal is ANONYMOUS else lines + self._limits.lines(principal.account)
+        lines = self.cors.lines(origin) if origin else ""
+        return lines if principal is ANONYMOUS else lines + self.limits.lines(principal.account)
 
     # -- the links of the chain ----------------------------------------------------------------
 
@@ -187,7 +222,7 @@ class Dispatch:
         try:
             if method == "OPTIONS":
                 allowed = ("OPTIONS",) if raw_path == "*" else self._router.allowed(raw_path)
-                raise Preflight(allowed, self._cors.preflight(headers, allowed))
+                raise Preflight(allowed, self.cors.preflight(headers, allowed))
             match = self._router.resolve(method, raw_path)
         except NotFound:
             raise Problem("not_found", f"there is no {raw_path[:200]}") from None

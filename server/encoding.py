@@ -36,26 +36,30 @@ class Encoder:
 
         `extra`: further header lines, each with its end. `connection`: what `Connection` says, if anything.
         """
-        status = response.status
+        status, body = response.status, response.body
         start = self._starts.get(status) or self._start(status)
-        head = f"{start}{request_id}\r\nX-Content-Type-Options: nosniff\r\n{extra}{response.lines}"
+        more = ""
         if response.headers:
-            head += _lines(response.headers)
-        if response.content_type:
-            head += f"Content-Type: {response.content_type}\r\n"
-        if chunked:
-            head += "Transfer-Encoding: chunked\r\n"
-        elif response.chunks is None and status not in _BODILESS:
-            head += f"Content-Length: {len(response.body)}\r\n"
+            more = _lines(response.headers)
         if connection:
-            head += f"Connection: {connection}\r\n"
-        head += "\r\n"
-        if bodiless or response.chunks is not None or status in _BODILESS:
-            return head.encode("latin-1", "replace")
-        return head.encode("latin-1", "replace") + response.body
+            more += f"Connection: {connection}\r\n"
+        if chunked:
+            more += "Transfer-Encoding: chunked\r\n"
+        elif response.chunks is None and status not in _BODILESS:
+            # Nearly all answers, in one piece.
+            head = (
+                f"{start}{request_id}\r\n{extra}{response.lines}{more}"
+                f"Content-Type: {response.content_type}\r\nContent-Length: {len(body)}\r\n\r\n"
+            ).encode("latin-1", "replace")
+            return head if bodiless else head + body
+        if response.content_type:
+            more += f"Content-Type: {response.content_type}\r\n"
+        return f"{start}{request_id}\r\n{extra}{response.lines}{more}\r\n".encode("latin-1", "replace")
 
     def _start(self, status: int) -> str:
-        start = f"{_STATUS_LINES[status]}Date: {self._date}\r\nX-Request-ID: "
+        start = (
+            f"{_STATUS_LINES[status]}Date: {self._date}\r\nX-Content-Type-Options: nosniff\r\nX-Request-ID: "
+        )
         self._starts[status] = start
         return start
 

@@ -6,24 +6,25 @@ codings, HTTP/1.0, `Connection: close`, Expect) goes to the common lane.
 
 import asyncio
 import re
-from collections.abc import Coroutine
-from time import perf_counter
+from collections.abc import Callable, Coroutine
+from time import monotonic
 from typing import Any, Protocol, cast
 
 from aiohttp.http_parser import RawRequestMessage
 from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 
-from auth.principal import ANONYMOUS, Principal
+from auth.principal import Principal
 from auth.rate_limit import Limiter
 from auth.tokens import KeyUnknown, TokenVerifier
 from handlers.exchange import Answer, Deferred, Headers, Kind, Request, Response, Stream
-from server.dispatch import Admitted, Dispatch, NotAdmitted, Preflight, RequestIds
+from server.dispatch import Dispatch, Refused, RequestIds
 from server.encoding import Encoder
-from server.lane import NO_ROUTE, Lane
+from server.lane import Lane
 from server.logs import AccessLog
 from server.memo import HeadMemo, Known
 from server.metrics import Metrics
 from server.wire import StreamWire, close_pieces
+from storage.models import Result
 
 # Heads up to this are remembered.
 HEAD_MAX = 2048
@@ -81,58 +82,82 @@ class FastLane:
         memo: HeadMemo,
     ) -> None:
         self._lane = lane
+        self._proxied = lane.proxied
         self._dispatch = dispatch
         self._verifier = verifier
         self._requests = requests
         self._encode = encoder.encode
-        self._observe = metrics.observe_request
+        # By index of the route; the last one, and so -1 too, is for requests that no route took.
+        self._observers = [route.observe for route in metrics.routes]
         self._access = access
         ids = RequestIds()
         self._choose_id, self._next_id = ids.choose, ids.next
-        self._header_lines = dispatch.header_lines
+        self._limit_lines = dispatch.limits.lines
         self._tasks: set[asyncio.Task[None]] = set()
-        self.memo = memo
+        self._memo = memo
+        self._find = memo.find
 
     def recall(self, head: bytes, now: int) -> Known | None:
         """What this head means, if it still does at `now`: its token lives and nothing was revoked since."""
-        known = self.memo.get(head)
-        if known is None or not known.guarded:
-            return known
-        if known.generation == self._verifier.generation and known.expires > now:
-            return known
-        # The dispatch will look at it with fresh eyes, and it may be remembered anew.
-        self.memo.drop(head)
-        return None
+        memo = self._memo
+        known = self._find(head)
+        if known is None:
+            memo.misses += 1
+            return None
+        if known.generation != self._verifier.generation or known.expires <= now:
+            # The dispatch will look at it with fresh eyes, and it may be remembered anew.
+            memo.drop(head)
+            memo.misses += 1
+            return None
+        memo.hits += 1
+        known.recent = True
+        return known
 
-    def answer_known(self, connection: Connection, known: Known, body: bytes, now: int) -> bytes | None:
-        """The answer to a request with a known head; None: it is pending."""
-        started = perf_counter()
-        request_id = known.request_id or self._next_id()
+    def answer(
+        self,
+        connection: Connection,
+        known: Known,
+        body: bytes,
+        request_id: str,
+        cost: int,
+        started: float,
+        now: int,
+    ) -> bytes | None:
+        """The answer to a request whose head is known; None: it is pending.
+
+        `request_id`: "" to choose one. `cost`: of the request, as far as it was not taken yet. `started`:
+        monotonic seconds, `now`: microseconds since 1970.
+        """
+        if not request_id:
+            request_id = self._next_id()
         answer: Answer
         try:
-            if self._requests is not None and known.cost:
-                self._requests.take(known.account, known.cost)
-            head = known.admitted.head
+            if cost and self._requests is not None:
+                self._requests.take(known.account, cost)
             address = connection.address
-            if self._lane.proxied:
-                address = self._lane.address(address, head.headers)
-            answer = known.handler(Request(head, body, request_id, address, now))
+            if self._proxied:
+                address = self._lane.address(address, known.head.headers)
+            answer = known.handler(Request(known.head, body, request_id, address, now))
         except Exception as error:
             answer = self._dispatch.problem(error, request_id)
-        if answer.__class__ is not Response or self._access is not None:
-            return self._answer(connection, known.admitted, answer, request_id, known.origin, started)
-        # The same as there, written out: this is the hottest path of all.
-        response = answer
-        data = self._encode(
-            response,
-            request_id,
-            self._header_lines(known.principal, known.origin),
-            bodiless=known.bodiless,
-            connection="close" if self._lane.closing else "",
-            chunked=response.chunks is not None,
-        )
-        self._observe(known.index, response.status, perf_counter() - started)
-        return data
+        if answer.__class__ is Response:
+            return self.encode(connection, known, answer, request_id, started)
+        if known.kind is Kind.STREAM:
+            stream = cast("Stream", answer)
+            self.encode(connection, known, stream.head, request_id, started)
+            connection.hand_over(stream, self._lane.stream_head(stream, request_id, known.head))
+            return None
+        pending = _Pending(self, connection, known, request_id, started)
+        if known.kind is Kind.COMMIT:
+            deferred = cast("Deferred", answer)
+            pending.render = deferred.render
+            deferred.write.then(pending.settled)
+        else:
+            making = pending.run(cast("Coroutine[Any, Any, Response]", answer))
+            task = asyncio.get_running_loop().create_task(making)
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        return None
 
     def answer_parsed(
         self,
@@ -140,6 +165,7 @@ class FastLane:
         message: RawRequestMessage,
         payload: StreamReader,
         head: bytes,
+        started: float,
         now: int,
     ) -> bytes | None:
         """The answer to a request that the parser has accepted; None: it is pending.
@@ -147,7 +173,6 @@ class FastLane:
         `head`: its bytes if they are to be remembered, else empty. KeyUnknown: nothing was done yet,
         keys of an outside issuer must be fetched first.
         """
-        started = perf_counter()
         headers = cast("Headers", message.headers)
         given, origin = headers.get("X-Request-ID", ""), headers.get("Origin", "")
         request_id = self._choose_id(given)
@@ -156,159 +181,150 @@ class FastLane:
         except KeyUnknown:
             raise
         except Exception as error:
-            index, principal = NO_ROUTE, ANONYMOUS
-            match error:
-                case Preflight():
-                    response = error.response
-                case NotAdmitted():
-                    index, principal = error.endpoint.index, error.principal
-                    response = self._dispatch.problem(error.error, request_id)
-                case _:
-                    response = self._dispatch.problem(error, request_id)
-            path = message.path.partition("?")[0]
-            return self._encoded(
-                response,
-                request_id,
-                origin,
-                started,
-                principal,
-                index,
-                message.method,
-                path,
-                connection,
-                headers,
-            )
+            refused = self._dispatch.refused(error, request_id)
+            return self._refusal(connection, message, refused, request_id, started)
         body = b"" if payload is EMPTY_PAYLOAD else payload.read_nowait(-1)
+        # An id that was not sane got another one, which must not be given twice.
+        kept = request_id if given == request_id else ""
+        known = Known(admitted, len(body), self._verifier.generation, kept, self._dispatch.cors.lines(origin))
         if head:
-            # An id that was not sane got another one, which must not be given twice.
-            kept = request_id if given == request_id else ""
-            self.memo.put(head, Known(admitted, len(body), self._verifier.generation, kept, origin))
-        if not admitted.endpoint.consumes:
-            body = b""
-        address = self._lane.address(connection.address, headers)
-        try:
-            answer = admitted.endpoint.handler(Request(admitted.head, body, request_id, address, now))
-        except Exception as error:
-            answer = self._dispatch.problem(error, request_id)
-        return self._answer(connection, admitted, answer, request_id, origin, started)
+            self._memo.put(head, known)
+        return self.answer(connection, known, body, request_id, 0, started, now)
+
+    async def close(self, seconds: float) -> None:
+        """Wait for the answers under way, also those whose clients have gone; after `seconds` cancel them."""
+        if self._tasks:
+            _, late = await asyncio.wait(self._tasks, timeout=seconds)
+            for task in late:
+                task.cancel()
+            if late:
+                await asyncio.wait(late)
 
     # -- answers -------------------------------------------------------------------------------
 
-    def _answer(
-        self,
-        connection: Connection,
-        admitted: Admitted,
-        answer: Answer,
-        request_id: str,
-        origin: str,
-        started: float,
-    ) -> bytes | None:
-        if answer.__class__ is Response:
-            return self._whole(admitted, answer, request_id, origin, started, connection)
-        if admitted.endpoint.kind is Kind.COMMIT:
-            deferred = cast("Deferred", answer)
-
-            def settled(_: object) -> None:
-                response = self._dispatch.render(deferred, request_id)
-                connection.finish(self._whole(admitted, response, request_id, origin, started, connection))
-
-            deferred.write.then(settled)
-            return None
-        if admitted.endpoint.kind is Kind.STREAM:
-            stream = cast("Stream", answer)
-            self._whole(admitted, stream.head, request_id, origin, started, connection)
-            connection.hand_over(stream, self._lane.stream_head(stream, request_id, admitted.head))
-            return None
-        making = cast("Coroutine[Any, Any, Response]", answer)
-        task = asyncio.get_running_loop().create_task(
-            self._run(connection, admitted, making, request_id, origin, started)
-        )
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return None
-
-    async def _run(
-        self,
-        connection: Connection,
-        admitted: Admitted,
-        answer: Coroutine[Any, Any, Response],
-        request_id: str,
-        origin: str,
-        started: float,
-    ) -> None:
-        try:
-            response = await answer
-        except Exception as error:
-            response = self._dispatch.problem(error, request_id)
-        data = self._whole(admitted, response, request_id, origin, started, connection)
-        pieces = response.chunks
-        if pieces is not None and admitted.head.method != "HEAD":
-            keep = not self._lane.closing
-            await connection.finish_stream(
-                StreamWire(connection, self._lane, data, pieces, request_id, keep=keep, chunked=True)
-            )
-            return
-        if pieces is not None:
-            await close_pieces(pieces)
-        connection.finish(data)
-
-    def _whole(
-        self,
-        admitted: Admitted,
-        response: Response,
-        request_id: str,
-        origin: str,
-        started: float,
-        connection: Connection,
+    def encode(
+        self, connection: Connection, known: Known, response: Response, request_id: str, started: float
     ) -> bytes:
         """The bytes of an answer, counted; of a streamed one the head."""
-        head = admitted.head
-        return self._encoded(
-            response,
-            request_id,
-            origin,
-            started,
-            head.principal,
-            admitted.endpoint.index,
-            head.method,
-            head.raw_path,
-            connection,
-            head.headers,
-        )
-
-    def _encoded(
-        self,
-        response: Response,
-        request_id: str,
-        origin: str,
-        started: float,
-        principal: Principal,
-        index: int,
-        method: str,
-        path: str,
-        connection: Connection,
-        headers: Headers,
-    ) -> bytes:
-        data = self._encode(
-            response,
-            request_id,
-            self._header_lines(principal, origin),
-            bodiless=method == "HEAD",
-            connection="close" if self._lane.closing else "",
-            chunked=response.chunks is not None,
-        )
-        status = response.status
-        seconds = perf_counter() - started
-        self._observe(index, status, seconds)
-        if self._access is not None:
-            self._access.record(
+        account = known.account
+        lines = self._limit_lines(account) + known.cors if account else known.cors
+        if known.bodiless or response.chunks is not None or self._lane.closing:
+            data = self._encode(
+                response,
                 request_id,
-                self._lane.address(connection.address, headers),
-                principal.subject,
-                method,
-                path,
-                status,
-                len(response.body),
+                lines,
+                bodiless=known.bodiless,
+                connection="close" if self._lane.closing else "",
+                chunked=response.chunks is not None,
+            )
+        else:
+            data = self._encode(response, request_id, lines)
+        seconds = monotonic() - started
+        self._observers[known.index](response.status, seconds)
+        if self._access is not None:
+            head = known.head
+            self._log(
+                connection,
+                head.method,
+                head.raw_path,
+                head.headers,
+                head.principal,
+                response,
+                request_id,
                 seconds,
             )
         return data
+
+    def _refusal(
+        self,
+        connection: Connection,
+        message: RawRequestMessage,
+        refused: Refused,
+        request_id: str,
+        started: float,
+    ) -> bytes:
+        """The bytes of an answer to a request that was not admitted, counted."""
+        response, principal = refused.response, refused.principal
+        headers = cast("Headers", message.headers)
+        data = self._encode(
+            response,
+            request_id,
+            self._dispatch.header_lines(principal, headers.get("Origin", "")),
+            bodiless=message.method == "HEAD",
+            connection="close" if self._lane.closing else "",
+        )
+        seconds = monotonic() - started
+        self._observers[refused.index](response.status, seconds)
+        if self._access is not None:
+            path = message.path.partition("?")[0]
+            self._log(connection, message.method, path, headers, principal, response, request_id, seconds)
+        return data
+
+    def _log(
+        self,
+        connection: Connection,
+        method: str,
+        path: str,
+        headers: Headers,
+        principal: Principal,
+        response: Response,
+        request_id: str,
+        seconds: float,
+    ) -> None:
+        assert self._access is not None
+        self._access.record(
+            request_id,
+            self._lane.address(connection.address, headers),
+            principal.subject,
+            method,
+            path,
+            response.status,
+            len(response.body),
+            seconds,
+        )
+
+
+class _Pending:
+    """A request whose answer comes later: from a commit (`settled`) or a coroutine (`run`)."""
+
+    __slots__ = ("_connection", "_known", "_lane", "_request_id", "_started", "render")
+
+    render: Callable[[Result], Response]
+
+    def __init__(
+        self, lane: FastLane, connection: Connection, known: Known, request_id: str, started: float
+    ) -> None:
+        self._lane = lane
+        self._connection = connection
+        self._known = known
+        self._request_id = request_id
+        self._started = started
+
+    def settled(self, result: Result) -> None:
+        """A commit has decided."""
+        lane, connection, request_id = self._lane, self._connection, self._request_id
+        try:
+            response = self.render(result)
+        except Exception as error:
+            response = lane._dispatch.problem(error, request_id)
+        connection.finish(lane.encode(connection, self._known, response, request_id, self._started))
+
+    async def run(self, answer: Coroutine[Any, Any, Response]) -> None:
+        """Wait for the answer of a coroutine."""
+        lane, connection, known, request_id = self._lane, self._connection, self._known, self._request_id
+        try:
+            response = await answer
+        except Exception as error:
+            response = lane._dispatch.problem(error, request_id)
+        data = lane.encode(connection, known, response, request_id, self._started)
+        pieces = response.chunks
+        if pieces is None:
+            connection.finish(data)
+        elif known.bodiless:
+            await close_pieces(pieces)
+            connection.finish(data)
+        else:
+            keep = not lane._lane.closing
+            await connection.finish_stream(
+                StreamWire(connection, lane._lane, data, pieces, request_id, keep=keep, chunked=True)
+            )

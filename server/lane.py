@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from time import perf_counter
 from typing import Protocol, cast
 
@@ -10,17 +10,18 @@ from aiohttp import web
 from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 from aiohttp.web_protocol import RequestPayloadError
 
-from auth.principal import ANONYMOUS, Principal
+from auth.principal import Principal
 from auth.tokens import KeyUnknown, TokenVerifier
 from handlers import codings
-from handlers.exchange import Deferred, Head, Headers, Request, Response, Stream
+from handlers.exchange import Deferred, Handler, Head, Headers, Request, Response, Stream
 from handlers.problems import Problem, retry_after
-from server.dispatch import Admitted, Dispatch, Endpoint, NotAdmitted, Preflight, RequestIds
+from server.dispatch import Admitted, Dispatch, RequestIds
 from server.encoding import Encoder
 from server.logs import AccessLog
 from server.metrics import Metrics
 from server.proxies import Network, Proxies
 from server.wire import StreamWire, Taken, Wire, close_pieces
+from storage.models import Result
 
 # Compressed bodies above this are decoded in a thread: inflating megabytes stops the loop.
 INFLATE_INLINE = 64 * 1024
@@ -28,8 +29,6 @@ INFLATE_INLINE = 64 * 1024
 LINGER_SLOW = 1.0
 # Combinations of peer and X-Forwarded-For that are remembered.
 ADDRESSES = 4096
-# Where requests are counted that no route took.
-NO_ROUTE = -1
 
 
 class ClientGone(ConnectionResetError):
@@ -91,30 +90,20 @@ class Lane:
         started = perf_counter()
         headers = cast("Headers", source.headers)
         request_id = self._ids.choose(headers.get("X-Request-ID", ""))
-        principal, index = ANONYMOUS, NO_ROUTE
         stream: Stream | None = None
         try:
             admitted = await self._admit(source, headers)
+        except Exception as error:
+            refused = self._dispatch.refused(error, request_id)
+            response, principal, index = refused.response, refused.principal, refused.index
+        else:
             principal, index = admitted.head.principal, admitted.endpoint.index
-            body = await self._body(source, admitted)
-            address = self.address(source.remote or "", headers)
-            request = Request(admitted.head, body, request_id, address, self._now())
-            answer = await self._answer(admitted.endpoint, request)
+            answer = await self._admitted(source, admitted, headers, request_id)
             match answer:
                 case Stream():
                     stream, response = answer, answer.head
                 case _:
                     response = answer
-        except Preflight as preflight:
-            response = preflight.response
-        except NotAdmitted as refused:
-            principal, index = refused.principal, refused.endpoint.index
-            response = self._dispatch.problem(refused.error, request_id)
-        except ClientGone:
-            # aiohttp ends the connection without a word.
-            raise
-        except Exception as error:
-            response = self._dispatch.problem(error, request_id)
         wire: Wire | Taken
         if stream is not None:
             head = self.stream_head(stream, request_id, admitted.head)
@@ -146,16 +135,30 @@ class Lane:
             await self._verifier.fetch(unknown.issuer)
             return self._dispatch.admit(message.method, message.path, version, headers)
 
-    async def _answer(self, endpoint: Endpoint, request: Request) -> Response | Stream:
-        answer = self._dispatch.call(endpoint, request)
+    async def _admitted(
+        self, source: web.BaseRequest, admitted: Admitted, headers: Headers, request_id: str
+    ) -> Response | Stream:
+        """The answer to a request whose head is in order."""
+        try:
+            body = await self._body(source, admitted)
+            address = self.address(source.remote or "", headers)
+            request = Request(admitted.head, body, request_id, address, self._now())
+            return await self._answer(admitted.handler, request)
+        except ClientGone:
+            # aiohttp ends the connection without a word.
+            raise
+        except Exception as error:
+            return self._dispatch.problem(error, request_id)
+
+    async def _answer(self, handler: Handler, request: Request) -> Response | Stream:
+        answer = self._dispatch.call(handler, request)
         match answer:
             case Response() | Stream():
                 return answer
             case Deferred():
-                settled = asyncio.Event()
-                answer.write.then(lambda _: settled.set())
-                await settled.wait()
-                return self._dispatch.render(answer, request.id)
+                settled: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+                answer.write.then(partial(_settle, settled))
+                return self._dispatch.render(answer, await settled, request.id)
             case _:
                 return await answer
 
@@ -263,3 +266,9 @@ class Lane:
 
 def _too_large(limit: int) -> Problem:
     return Problem("too_large", f"expected a body of at most {limit} bytes")
+
+
+def _settle(future: asyncio.Future[Result], result: Result) -> None:
+    # Who waited may have gone.
+    if not future.done():
+        future.set_result(result)

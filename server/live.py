@@ -8,7 +8,7 @@ from functools import partial
 
 from auth.rate_limit import Limiter
 from auth.tokens import TokenVerifier
-from handlers.exchange import Handler
+from handlers.exchange import Plan
 from handlers.hub import Hub
 from handlers.live.alarm import Alarm
 from handlers.live.healer import Healer
@@ -29,7 +29,7 @@ STREAMS_END = 3.0
 class Live:
     """Everything between a commit and a follower's socket.
 
-    `write`: the handler of `POST /v1/readings`. `observe`: told how many seconds a batch took to the last
+    `write`: the plan of `POST /v1/readings`. `observe`: told how many seconds a batch took to the last
     socket. `now`: microseconds.
     """
 
@@ -38,7 +38,7 @@ class Live:
         settings: Settings,
         log: Log,
         verifier: TokenVerifier,
-        write: Handler,
+        write: Plan,
         requests: Limiter | None,
         observe: Callable[[float], None],
         now: Callable[[], int],

@@ -1,50 +1,54 @@
 """The head memo: what request heads meant that aiohttp's parser and the dispatch have accepted before."""
 
+import math
+
 from server.dispatch import Admitted
+from storage.cache import make_room
 
 
 class Known:
     """What the exact bytes of a head mean. Nothing of a connection, a body or an answer is in it.
 
-    `guarded`: it has a token, with `expires` in microseconds; `generation`: of keys and revocations
-    when it was checked. `account`, `cost`: what the limit is taken from. `length`: of the body.
-    `request_id`: as the client gave it, "" if it gave none.
+    `expires`: of the token, microseconds since 1970; without a token a head does not expire.
+    `generation`: of keys and revocations when it was checked. `account`, `cost`: what the limit is
+    taken from. `length`: of the body. `request_id`: as the client gave it, "" if it gave none. `cors`:
+    header lines for its origin.
     """
 
     __slots__ = (
         "account",
-        "admitted",
         "bodiless",
+        "cors",
         "cost",
         "expires",
         "generation",
-        "guarded",
         "handler",
+        "head",
         "index",
+        "kind",
         "length",
-        "origin",
         "principal",
         "recent",
         "request_id",
     )
 
-    def __init__(
-        self, admitted: Admitted, length: int, generation: int, request_id: str, origin: str
-    ) -> None:
-        endpoint, principal = admitted.endpoint, admitted.head.principal
-        self.admitted = admitted
-        self.handler = endpoint.handler
+    def __init__(self, admitted: Admitted, length: int, generation: int, request_id: str, cors: str) -> None:
+        endpoint, head = admitted.endpoint, admitted.head
+        principal = head.principal
+        self.head = head
+        self.handler = admitted.handler
+        self.kind = endpoint.kind
         self.index = endpoint.index
-        self.bodiless = admitted.head.method == "HEAD"
+        self.bodiless = head.method == "HEAD"
         self.principal = principal
         self.length = length
         self.generation = generation
         self.request_id = request_id
-        self.origin = origin
-        self.guarded = endpoint.scope is not None
-        self.cost = endpoint.cost if self.guarded else 0
+        self.cors = cors
+        guarded = endpoint.scope is not None
+        self.cost = endpoint.cost if guarded else 0
         self.account = principal.account
-        self.expires = int(principal.expires * 1_000_000)
+        self.expires = principal.expires * 1_000_000 if guarded else math.inf
         # Used since the hand of the clock came by.
         self.recent = False
 
@@ -60,6 +64,8 @@ class HeadMemo:
         self._entries = entries
         self._size = size
         self._known: dict[bytes, Known] = {}
+        # What these bytes mean, None if they are not known. Who looks counts hits and misses.
+        self.find = self._known.get
         self.bytes = 0
         self.hits = 0
         self.misses = 0
@@ -68,35 +74,16 @@ class HeadMemo:
     def __len__(self) -> int:
         return len(self._known)
 
-    def get(self, head: bytes) -> Known | None:
-        """What these bytes mean, if they are known."""
-        known = self._known.get(head)
-        if known is None:
-            self.misses += 1
-            return None
-        self.hits += 1
-        known.recent = True
-        return known
-
     def put(self, head: bytes, known: Known) -> None:
         """Remember a head."""
         if head not in self._known:
             self.bytes += len(head)
         self._known[head] = known
         while len(self._known) > self._entries or self.bytes > self._size:
-            self._make_room()
+            self.bytes -= len(make_room(self._known))
+            self.evictions += 1
 
     def drop(self, head: bytes) -> None:
         """Forget a head."""
         if self._known.pop(head, None) is not None:
             self.bytes -= len(head)
-
-    def _make_room(self) -> None:
-        while True:
-            head, known = next(iter(self._known.items()))
-            if not known.recent:
-                self.drop(head)
-                self.evictions += 1
-                return
-            known.recent = False
-            self._known[head] = self._known.pop(head)

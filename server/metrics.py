@@ -76,6 +76,24 @@ class Histogram:
         return cumulated, total
 
 
+class RouteFigures:
+    """The answers of one route."""
+
+    __slots__ = ("durations", "statuses")
+
+    def __init__(self) -> None:
+        self.statuses = [0] * len(_COLUMNS)
+        self.durations = Histogram(SECONDS)
+
+    def observe(self, status: int, seconds: float) -> None:
+        """Count an answer, with the time from the last byte of its request."""
+        self.statuses[_COLUMN_OF[status]] += 1
+        # As `Histogram.observe`, on the path of every request.
+        durations = self.durations
+        durations.counts[bisect_left(SECONDS, seconds)] += 1
+        durations.total += seconds
+
+
 class _Pulled:
     """A family whose values are read where they are kept; one reader for each set of label values."""
 
@@ -108,10 +126,9 @@ class Metrics(Collector):
     def __init__(self, routes: Sequence[tuple[str, str]]) -> None:
         if len(set(routes)) != len(routes):
             raise ValueError("a route stands twice in the table")
-        self._routes = [*routes, ("", "")]
+        self._names = [*routes, ("", "")]
         self.unrouted = len(routes)
-        self._statuses = [[0] * len(_COLUMNS) for _ in self._routes]
-        self._latencies = [Histogram(SECONDS) for _ in self._routes]
+        self.routes = [RouteFigures() for _ in self._names]
         self._commits = Histogram(SECONDS)
         self._batches = Histogram(READINGS)
         self._deliveries = Histogram(SECONDS)
@@ -123,8 +140,7 @@ class Metrics(Collector):
 
     def observe_request(self, route_index: int, status: int, seconds: float) -> None:
         """Count an answered request of the route, with the time from its last byte to the answer."""
-        self._statuses[route_index][_COLUMN_OF[status]] += 1
-        self._latencies[route_index].observe(seconds)
+        self.routes[route_index].observe(status, seconds)
 
     def observe_commit(self, readings: int, seconds: float) -> None:
         """Count a transaction that carried so many readings and took so long."""
@@ -194,12 +210,12 @@ class Metrics(Collector):
             "Time from the last byte of a request to its answer.",
             labels=("method", "route"),
         )
-        for route, statuses, latency in zip(self._routes, self._statuses, self._latencies, strict=True):
-            for status, count in zip(_COLUMNS, statuses, strict=True):
+        for name, figures in zip(self._names, self.routes, strict=True):
+            for status, count in zip(_COLUMNS, figures.statuses, strict=True):
                 if count:
-                    requests.add_metric((*route, status), count)
-            if any(latency.counts):
-                durations.add_metric(route, *latency.buckets())
+                    requests.add_metric((*name, status), count)
+            if any(figures.durations.counts):
+                durations.add_metric(name, *figures.durations.buckets())
         yield requests
         yield durations
 

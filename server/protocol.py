@@ -19,9 +19,9 @@ from aiohttp.web_protocol import RequestHandler, RequestPayloadError
 
 from handlers.exchange import Stream
 from handlers.problems import Problem, retry_after
-from server.dispatch import RequestIds
+from server.dispatch import NO_ROUTE, RequestIds
 from server.encoding import Encoder
-from server.lane import NO_ROUTE, BrokenBody, ClientGone, Lane
+from server.lane import BrokenBody, ClientGone, Lane
 from server.metrics import Metrics
 from server.streams import StreamProtocol
 from server.wire import Wire

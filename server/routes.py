@@ -2,7 +2,7 @@
 
 from auth.principal import Scope
 from handlers.devices import DeviceHandlers
-from handlers.exchange import Handler, Kind, Media
+from handlers.exchange import Kind, Media, Plan, each
 from handlers.health import Health
 from handlers.reading import Readings
 from handlers.sse import EventStreams
@@ -37,7 +37,7 @@ class _Rows:
         self,
         method: str,
         path: str,
-        handler: Handler,
+        plan: Plan,
         kind: Kind,
         scope: Scope | None,
         cost: int = 1,
@@ -48,7 +48,7 @@ class _Rows:
         endpoint = Endpoint(
             index=len(self.table),
             template=path,
-            handler=handler,
+            plan=plan,
             kind=kind,
             scope=scope,
             cost=cost,
@@ -78,29 +78,29 @@ def table(
     add("POST", "/v1/devices/{device}/readings", writing.of_device, commit, write, consumes=_WRITE)
     add("POST", "/v1/readings", writing.of_any, commit, write, consumes=_WRITE)
     add("GET", "/v1/devices/{device}/latest", readings.latest, cached, read)
-    add("GET", "/v1/latest", readings.latest_page, coroutine, read)
-    add("GET", "/v1/devices/{device}/readings", readings.range, coroutine, read, offers=_EXPORT)
-    add("GET", "/v1/readings", readings.log, coroutine, read, offers=_EXPORT)
+    add("GET", "/v1/latest", each(readings.latest_page), coroutine, read)
+    add("GET", "/v1/devices/{device}/readings", each(readings.range), coroutine, read, offers=_EXPORT)
+    add("GET", "/v1/readings", each(readings.log), coroutine, read, offers=_EXPORT)
 
     # Which scopes a socket needs depends on what is said over it.
-    add("GET", "/v1/stream", sockets.open, stream, Scope.NONE)
-    add("GET", "/v1/events", events.open, stream, read, offers=_EVENTS)
+    add("GET", "/v1/stream", each(sockets.open), stream, Scope.NONE)
+    add("GET", "/v1/events", each(events.open), stream, read, offers=_EVENTS)
 
-    add("GET", "/v1/devices", devices.list, coroutine, look)
-    add("GET", "/v1/devices/{device}", devices.get, coroutine, look)
-    add("PUT", "/v1/devices/{device}", devices.put, coroutine, manage, consumes=_DATA)
-    add("DELETE", "/v1/devices/{device}", devices.delete, coroutine, manage)
+    add("GET", "/v1/devices", each(devices.list), coroutine, look)
+    add("GET", "/v1/devices/{device}", each(devices.get), coroutine, look)
+    add("PUT", "/v1/devices/{device}", each(devices.put), coroutine, manage, consumes=_DATA)
+    add("DELETE", "/v1/devices/{device}", each(devices.delete), coroutine, manage)
 
-    add("POST", "/v1/token", tokens.token, coroutine, None, offers=_JSON, consumes=_FORM)
-    add("POST", "/v1/token/revoke", tokens.revoke, coroutine, None, offers=_JSON, consumes=_FORM)
-    add("POST", "/v1/clients", tokens.create_client, coroutine, admin, consumes=_DATA)
-    add("GET", "/v1/clients", tokens.clients, coroutine, admin)
-    add("DELETE", "/v1/clients/{id}", tokens.delete_client, coroutine, admin)
-    add("GET", "/.well-known/jwks.json", tokens.jwks, sync, None, offers=_JSON)
+    add("POST", "/v1/token", each(tokens.token), coroutine, None, offers=_JSON, consumes=_FORM)
+    add("POST", "/v1/token/revoke", each(tokens.revoke), coroutine, None, offers=_JSON, consumes=_FORM)
+    add("POST", "/v1/clients", each(tokens.create_client), coroutine, admin, consumes=_DATA)
+    add("GET", "/v1/clients", each(tokens.clients), coroutine, admin)
+    add("DELETE", "/v1/clients/{id}", each(tokens.delete_client), coroutine, admin)
+    add("GET", "/.well-known/jwks.json", each(tokens.jwks), sync, None, offers=_JSON)
 
-    add("GET", "/livez", health.livez, sync, None, offers=_JSON)
-    add("GET", "/readyz", health.readyz, coroutine, None, offers=_JSON)
-    add("GET", "/problems", health.problems, sync, None)
-    add("GET", "/problems/{code}", health.problem, sync, None)
-    add("GET", METRICS, health.metrics, coroutine, None, offers=_TEXT)
+    add("GET", "/livez", each(health.livez), sync, None, offers=_JSON)
+    add("GET", "/readyz", each(health.readyz), coroutine, None, offers=_JSON)
+    add("GET", "/problems", each(health.problems), sync, None)
+    add("GET", "/problems/{code}", each(health.problem), sync, None)
+    add("GET", METRICS, each(health.metrics), coroutine, None, offers=_TEXT)
     return rows.table

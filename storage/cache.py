@@ -1,31 +1,58 @@
 """The newest values of devices, kept in this process and kept current by commits.
 
-Bounded (least recently used goes first), with a time to live, and with one load per device at a
+Bounded (what was not used lately goes first), with a time to live, and with one load per device at a
 time however many ask.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import time
+from collections.abc import Awaitable, Callable, Hashable
+from typing import Protocol, TypeVar
 
 from storage.models import Batch, Latest, Sample
 
 
+class Remembered(Protocol):
+    """What is kept as long as there is room. `recent`: used since room was last looked for."""
+
+    recent: bool
+
+
+K = TypeVar("K", bound=Hashable)
+R = TypeVar("R", bound=Remembered)
+
+
+def make_room(entries: dict[K, R]) -> K:
+    """Forget one entry, by second chance (the clock algorithm), and say which.
+
+    Nearly the least recently used one, without a move at each use.
+    """
+    while True:
+        key, entry = next(iter(entries.items()))
+        del entries[key]
+        if not entry.recent:
+            return key
+        entry.recent = False
+        entries[key] = entry
+
+
 class _Entry:
-    """The newest readings of one device. `stale_at`: loop time from which it must be loaded again."""
+    """The newest readings of one device. `stale_at`: time of the clock from which it must be loaded again."""
 
-    __slots__ = ("metrics", "offset", "stale_at")
+    __slots__ = ("latest", "recent", "stale_at")
 
-    def __init__(self, metrics: dict[str, Sample], offset: int, stale_at: float) -> None:
-        self.metrics = metrics
-        self.offset = offset
+    def __init__(self, latest: Latest, stale_at: float) -> None:
+        self.latest = latest
         self.stale_at = stale_at
+        self.recent = False
 
-    def add(self, metric: str, sample: Sample) -> None:
-        if sample.offset > self.offset:
-            self.offset = sample.offset
-        known = self.metrics.get(metric)
-        if known is None or sample.ts > known.ts:
-            self.metrics[metric] = sample
+
+def _add(latest: Latest, metric: str, sample: Sample) -> None:
+    if sample.offset > latest.offset:
+        latest.offset = sample.offset
+    known = latest.metrics.get(metric)
+    if known is None or sample.ts > known.ts:
+        latest.metrics[metric] = sample
 
 
 class _Load:
@@ -33,25 +60,32 @@ class _Load:
 
     __slots__ = ("cancelled", "result", "since")
 
-    def __init__(self, result: asyncio.Future[Latest]) -> None:
+    def __init__(self, device: str, result: asyncio.Future[Latest]) -> None:
         self.result = result
-        self.since = _Entry({}, 0, 0.0)
+        self.since = Latest(device, 0, {})
         # The device was deleted: what comes back is not to be kept.
         self.cancelled = False
 
 
 class LatestCache:
     """At most `capacity` devices for at most `ttl` seconds each; `load` reads one from the database.
+    `clock`: monotonic, seconds.
 
     `hits`, `misses`, `evictions` count look-ups and what had to make room.
     """
 
-    def __init__(self, load: Callable[[str], Awaitable[Latest]], capacity: int, ttl: float) -> None:
+    def __init__(
+        self,
+        load: Callable[[str], Awaitable[Latest]],
+        capacity: int,
+        ttl: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._load = load
         self._capacity = capacity
         self._ttl = ttl
         self._loop = asyncio.get_running_loop()
-        # In order of use, the least recently used first.
+        self._now = clock
         self._entries: dict[str, _Entry] = {}
         self._loads: dict[str, _Load] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -64,19 +98,19 @@ class LatestCache:
 
     def get(self, device: str) -> Latest | None:
         """What is known of the device, None if it must be fetched. Later commits show in what was given."""
-        entry = self._entries.pop(device, None)
-        if entry is None or entry.stale_at <= self._loop.time():
+        entry = self._entries.get(device)
+        if entry is None or entry.stale_at <= self._now():
             self.misses += 1
             return None
-        self._entries[device] = entry
         self.hits += 1
-        return Latest(device, entry.offset, entry.metrics)
+        entry.recent = True
+        return entry.latest
 
     async def fetch(self, device: str) -> Latest:
         """Load the device, together with all others who ask for it now; errors as `load` has them."""
         load = self._loads.get(device)
         if load is None:
-            load = self._loads[device] = _Load(self._loop.create_future())
+            load = self._loads[device] = _Load(device, self._loop.create_future())
             task = self._loop.create_task(self._run(device, load))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
@@ -90,9 +124,10 @@ class LatestCache:
             device = reading.device
             entry = entries.get(device)
             if entry is not None:
-                entry.add(reading.metric, Sample(reading.ts, reading.value, reading.offset))
+                _add(entry.latest, reading.metric, Sample(reading.ts, reading.value, reading.offset))
             if loads and device in loads:
-                loads[device].since.add(reading.metric, Sample(reading.ts, reading.value, reading.offset))
+                sample = Sample(reading.ts, reading.value, reading.offset)
+                _add(loads[device].since, reading.metric, sample)
 
     def forget(self, device: str) -> None:
         """The device was deleted."""
@@ -119,14 +154,13 @@ class LatestCache:
             # Nobody may be waiting any more; that is no reason to complain about it.
             load.result.exception()
         else:
-            entry = _Entry(latest.metrics, latest.offset, self._loop.time() + self._ttl)
             for metric, sample in load.since.metrics.items():
-                entry.add(metric, sample)
-            entry.offset = max(entry.offset, load.since.offset)
+                _add(latest, metric, sample)
+            latest.offset = max(latest.offset, load.since.offset)
             if not load.cancelled:
-                self._keep(device, entry)
+                self._keep(device, _Entry(latest, self._now() + self._ttl))
             # Who waits reads it in a later turn of the loop, when commits may have changed the entry.
-            load.result.set_result(Latest(device, entry.offset, dict(entry.metrics)))
+            load.result.set_result(Latest(device, latest.offset, dict(latest.metrics)))
         finally:
             if not load.cancelled:
                 del self._loads[device]
@@ -134,6 +168,6 @@ class LatestCache:
     def _keep(self, device: str, entry: _Entry) -> None:
         self._entries.pop(device, None)
         if len(self._entries) >= self._capacity:
-            del self._entries[next(iter(self._entries))]
+            make_room(self._entries)
             self.evictions += 1
         self._entries[device] = entry

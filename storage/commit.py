@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from storage.errors import KeyRunning, Overloaded, StorageError, Timeout, Unavailable
-from storage.models import Appended, Batch, Idempotency, Outcome, Write
+from storage.models import Appended, Batch, Idempotency, Result, Write
 
 _log = logging.getLogger("tidegate.commit")
 
@@ -144,31 +144,26 @@ class GroupCommit:
 
     async def _commit(self, writes: list[Write]) -> None:
         started = self._loop.time()
-        left = writes
+        alarm = self._loop.call_later(self._deadline, self._let_go, writes)
         try:
-            append = self._engine.append(writes)
-            done, _ = await asyncio.wait((append,), timeout=self._deadline)
-            if not done:
-                self._let_go(writes)
-                left = []
-                await asyncio.wait((append,))
-                self.stuck = False
-            appended = append.result()
+            appended = await self._engine.append(writes)
         except StorageError as error:
             appended = Appended([error] * len(writes))
         except Exception:
             _log.exception("the engine broke its promise")
             appended = Appended([Unavailable("the database failed")] * len(writes))
+        finally:
+            alarm.cancel()
+        left = [] if self.stuck else writes
+        self.stuck = False
         batch = appended.batch
         with self._apart("observer"):
             self._observe(0 if batch is None else len(batch.readings), self._loop.time() - started)
         if batch is not None:
             with self._apart("publisher"):
                 self._publish(batch)
-        if not left:
-            # Their writers were told that nobody knows; the figures may know.
-            for result in appended.results:
-                self._count(result)
+        self._count(appended.results)
+        # Nobody is left where the writers were told that nobody knows.
         for write, result in zip(left, appended.results, strict=False):
             self._settle(write, result)
 
@@ -183,15 +178,17 @@ class GroupCommit:
     def _let_go(self, writes: list[Write]) -> None:
         """The engine is stuck: nobody waits for it any longer, though what it has may be stored yet."""
         self.stuck = True
+        self.figures.failed += len(writes)
+        reason = "the database did not answer in time; the write may be stored or not"
         for write in writes:
-            self._settle(
-                write, Timeout("the database did not answer in time; the write may be stored or not")
-            )
+            self._settle(write, Timeout(reason))
         self._refuse("the database does not answer; nothing was stored")
 
     def _refuse(self, reason: str) -> None:
         while self._waiting:
-            for write in self._take():
+            writes = self._take()
+            self.figures.failed += len(writes)
+            for write in writes:
                 self._settle(write, Unavailable(reason))
 
     def _hold_key(self, idempotency: Idempotency) -> None:
@@ -200,21 +197,20 @@ class GroupCommit:
             raise KeyRunning("the first request with this Idempotency-Key is still running")
         self._keys.add(key)
 
-    def _settle(self, write: Write, result: Outcome | StorageError) -> None:
+    def _settle(self, write: Write, result: Result) -> None:
         if write.idempotency is not None:
             self._keys.discard((write.idempotency.principal, write.idempotency.key))
-        self._count(result)
         try:
             write.settle(result)
         except Exception:
             _log.exception("a listener of a write broke")
 
-    def _count(self, result: Outcome | StorageError) -> None:
+    def _count(self, results: list[Result]) -> None:
         figures = self.figures
-        match result:
-            case Outcome():
+        for result in results:
+            if isinstance(result, StorageError):
+                figures.failed += 1
+            else:
                 figures.stored += result.accepted
                 figures.duplicates += result.duplicates
                 figures.conflicts += len(result.conflicts)
-            case _:
-                figures.failed += 1

@@ -1,11 +1,12 @@
 """The log of readings: what every engine offers to read it, and the position that names a place in it."""
 
 import re
+from collections.abc import Sequence
 from typing import Protocol
 
 from msgspec import Struct
 
-from storage.models import Bucket, Latest, Reading, Verdict
+from storage.models import Bucket, Latest, Reading, Value, Verdict
 from storage.patterns import Selection
 
 _POSITION = re.compile(r"([a-z0-9]{1,32})-(0|[1-9][0-9]{0,18})", re.ASCII)
@@ -72,6 +73,15 @@ class Range(Struct, frozen=True):
     descending: bool = False
 
 
+class RangePage(Struct, frozen=True):
+    """Readings of one device, column by column: on the way to the encoder no object is made for each."""
+
+    offsets: Sequence[int]
+    metrics: Sequence[str]
+    times: Sequence[int]
+    values: Sequence[Value]
+
+
 class Log(Protocol):
     """Reading the log and what is derived from it. Every call has a deadline of its own.
 
@@ -93,9 +103,7 @@ class Log(Protocol):
     async def latest_page(self, selection: Selection, after: str, limit: int) -> list[Latest]:
         """The same for the selected devices whose id is greater than `after`."""
 
-    async def range(
-        self, span: Range, after: tuple[int, int] | None, until: int, limit: int
-    ) -> list[Reading]:
+    async def range(self, span: Range, after: tuple[int, int] | None, until: int, limit: int) -> RangePage:
         """A page of a range that follows the place `after` (ts, offset); offsets up to `until`."""
 
     async def buckets(

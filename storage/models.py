@@ -50,7 +50,7 @@ class Sample(Struct, frozen=True, gc=False):
     offset: int
 
 
-class Latest(Struct, frozen=True):
+class Latest(Struct):
     """Per metric the reading with the greatest ts; `offset`: the newest of the device."""
 
     device: str
@@ -134,6 +134,9 @@ class Outcome(Struct, frozen=True, array_like=True):
     offset: int
 
 
+Result = Outcome | StorageError
+
+
 class Write:
     """Readings on their way into the log, and the answer on its way back.
 
@@ -149,7 +152,6 @@ class Write:
         readings: list[Draft],
         received: int,
         size: int,
-        *,
         strict: bool = False,
         idempotency: Idempotency | None = None,
     ) -> None:
@@ -158,21 +160,23 @@ class Write:
         self.size = size
         self.strict = strict
         self.idempotency = idempotency
-        self.result: Outcome | StorageError | None = None
-        self._listener: Callable[[Write], None] | None = None
+        self.result: Result | None = None
+        self._listener: Callable[[Result], None] | None = None
 
-    def then(self, listener: Callable[["Write"], None]) -> None:
-        """Call `listener` with this write, on the event loop, once it is settled."""
+    def then(self, listener: Callable[[Result], None]) -> None:
+        """Call `listener` with the result, on the event loop, once the write is settled."""
         if self.result is None:
             self._listener = listener
         else:
-            listener(self)
+            listener(self.result)
 
-    def settle(self, result: Outcome | StorageError) -> None:
+    def settle(self, result: Result) -> None:
         """Say how it ended and tell the listener, if there is one."""
         self.result = result
-        if self._listener is not None:
-            self._listener(self)
+        # Listeners know what knows the write: kept, it would be a cycle for each write.
+        listener, self._listener = self._listener, None
+        if listener is not None:
+            listener(result)
 
 
 class Batch(Struct, frozen=True):
@@ -186,5 +190,5 @@ class Batch(Struct, frozen=True):
 class Appended(Struct, frozen=True):
     """What one call of the engine made of some writes: one result each, in their order."""
 
-    results: list[Outcome | StorageError]
+    results: list[Result]
     batch: Batch | None = None

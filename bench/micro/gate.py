@@ -142,7 +142,7 @@ async def in_process() -> AsyncIterator[InProcess]:
     """A gate on a fresh directory, its collector set as when it serves."""
     with tempfile.TemporaryDirectory(prefix="tidegate-micro-", dir="/var/tmp") as data:
         loaded = settings.load({**_SETTINGS, "TIDEGATE_DATA": str(Path(data) / "data")})
-        log = logs.setup("warning", access_log=False)
+        log = await asyncio.to_thread(logs.setup, "warning", access_log=False)
         try:
             async with Gate.open(loaded, log, _broke) as gate:
                 gc.collect()
@@ -156,7 +156,7 @@ async def in_process() -> AsyncIterator[InProcess]:
                 finally:
                     connections.hang_up()
         finally:
-            log.close()
+            await asyncio.to_thread(log.close)
 
 
 def _broke() -> None:

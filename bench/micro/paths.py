@@ -82,5 +82,8 @@ def preparations(token: str) -> list[bytes]:
     """What must be stored before; each is a write."""
     return [
         contract.request("POST", contract.READINGS, token, contract.latest_readings()),
-        contract.request("POST", contract.PAGES, token, contract.page_readings()),
+        *(
+            contract.request("POST", contract.PAGES, token, contract.page_reading(n))
+            for n in range(contract.PAGE_READINGS)
+        ),
     ]

@@ -2,16 +2,17 @@
 
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import cast
 
 import msgspec
 
-from auth.principal import Principal, Scope
+from auth.principal import Scope
 from auth.rate_limit import Limiter
-from handlers.exchange import Deferred, Handler, Head, Media, Preferences, Request, Response
+from handlers.exchange import Answer, Deferred, Handler, Head, Media, Plan, Preferences, Request, Response
 from handlers.live.wires import SubscriptionId
 from handlers.problems import Problem, problem_of
 from handlers.schemas import Written
+from storage.models import Result
 
 _log = logging.getLogger("tidegate.websocket")
 
@@ -41,41 +42,45 @@ class NoHeaders:
 class SocketWriter:
     """The writes of one connection. `waiting`: how many are not acknowledged yet.
 
-    `write`: the handler of `POST /v1/readings`. `requests`: the limit in which a write counts as a request.
+    `write`: the plan of `POST /v1/readings`. `requests`: the limit in which a write counts as a request.
     """
 
-    __slots__ = ("_address", "_head", "_id", "_now", "_requests", "_write", "waiting")
+    __slots__ = (
+        "_address",
+        "_handler",
+        "_head",
+        "_id",
+        "_media",
+        "_now",
+        "_plan",
+        "_principal",
+        "_requests",
+        "waiting",
+    )
 
     def __init__(
         self,
-        write: Handler,
+        write: Plan,
         requests: Limiter | None,
         now: Callable[[], int],
         request: Request,
         media: Media,
     ) -> None:
-        self._write = write
+        self._plan = write
         self._requests = requests
         self._now = now
         self._id = request.id
         self._address = request.address
-        self._head = Head(
-            "POST",
-            "/v1/readings",
-            "",
-            {},
-            {},
-            NoHeaders(),
-            media,
-            media,
-            Preferences(),
-            request.head.principal,
-        )
+        self._principal = request.head.principal
+        self._media = media
+        # Made for the first write: most connections only follow.
+        self._head: Head | None = None
+        self._handler: Handler | None = None
         self.waiting = 0
 
     def submit(self, id: SubscriptionId, readings: bytes, done: Done) -> None:
         """Write; `done` gets the verdict after the commit, or a Problem, perhaps at once."""
-        principal: Principal = self._head.principal
+        principal = self._principal
         try:
             if Scope.READINGS_WRITE not in principal.scopes:
                 raise Problem("insufficient_scope", "the token lacks the scope readings:write")
@@ -84,22 +89,40 @@ class SocketWriter:
                 raise Problem("rate_limited", detail)
             if self._requests is not None:
                 self._requests.take(principal.account, 1)
-            answer: Any = self._write(Request(self._head, readings, self._id, self._address, self._now()))
+            answer = self._write(readings)
         except Exception as error:
             done(id, _problem(error))
             return
-        deferred: Deferred = answer
+        deferred = cast("Deferred", answer)
         self.waiting += 1
-        deferred.write.then(lambda _: self._settled(id, deferred, done))
+        deferred.write.then(lambda result: self._settled(id, deferred, result, done))
 
-    def _settled(self, id: SubscriptionId, deferred: Deferred, done: Done) -> None:
+    def _write(self, readings: bytes) -> Answer:
+        if self._head is None or self._handler is None:
+            media = self._media
+            self._head = Head(
+                "POST",
+                "/v1/readings",
+                "",
+                {},
+                {},
+                NoHeaders(),
+                media,
+                media,
+                Preferences(),
+                self._principal,
+            )
+            self._handler = self._plan(self._head)
+        return self._handler(Request(self._head, readings, self._id, self._address, self._now()))
+
+    def _settled(self, id: SubscriptionId, deferred: Deferred, result: Result, done: Done) -> None:
         self.waiting -= 1
         try:
-            response: Response = deferred.render(deferred.write)
+            response: Response = deferred.render(result)
         except Exception as error:
             done(id, _problem(error))
             return
-        packed = self._head.accept is Media.MSGPACK
+        packed = self._media is Media.MSGPACK
         done(id, (_decode_msgpack if packed else _decode_json)(response.body))
 
 

@@ -10,14 +10,13 @@ import apsw
 import msgspec
 from msgspec import Struct
 
-from storage.log import LogPage, LogState, Range
+from storage.log import LogPage, LogState, Range, RangePage
 from storage.models import (
     Appended,
     Bucket,
     Client,
     Device,
     Latest,
-    Reading,
     Revocation,
     Write,
 )
@@ -102,9 +101,7 @@ class SqliteEngine:
         """See storage.log.Log."""
         return await self._read(Reader.latest_page, selection, after, limit)
 
-    async def range(
-        self, span: Range, after: tuple[int, int] | None, until: int, limit: int
-    ) -> list[Reading]:
+    async def range(self, span: Range, after: tuple[int, int] | None, until: int, limit: int) -> RangePage:
         """See storage.log.Log."""
         return await self._read(Reader.range, span, after, until, limit)
 

@@ -11,11 +11,11 @@ import apsw
 import msgspec
 
 from storage.errors import NotFound
-from storage.log import LogPage, Range
+from storage.log import LogPage, Range, RangePage
 from storage.models import Bucket, Client, Device, Latest, Reading, Revocation, Sample
 from storage.patterns import Selection
 from storage.sqlite.connection import open_reader
-from storage.sqlite.values import IS_NUMBER, decode_value
+from storage.sqlite.values import IS_NUMBER, decode_value, decode_values
 
 _LOG = (
     "SELECT r.offset, s.device, s.metric, r.ts, r.value FROM readings r "
@@ -23,7 +23,16 @@ _LOG = (
 )
 _FLOOR = "SELECT floor FROM head WHERE id = 1"
 _SERIES = "SELECT id, metric FROM series WHERE device = ? ORDER BY metric"
-_RANGE = "SELECT ts, offset, value FROM readings WHERE series = ? AND ts >= ? AND ts < ? ORDER BY ts"
+# A device without series is one row of NULLs, an unknown one is none.
+_SERIES_OF = (
+    "SELECT s.id, s.metric FROM devices d LEFT JOIN series s ON s.device = d.device "
+    "WHERE d.device = ? ORDER BY s.metric"
+)
+# The + keeps the planner from searching by offset.
+_RANGE = (
+    "SELECT ts, offset, value FROM readings "
+    "WHERE series = ? AND ts >= ? AND ts < ? AND +offset <= ? ORDER BY ts"
+)
 _RANGE_DOWN = _RANGE + " DESC"
 _NEWEST = "SELECT ts, value, offset FROM readings WHERE series = ? ORDER BY ts DESC LIMIT 1"
 _NEXT_NUMBER = (
@@ -53,6 +62,8 @@ _REVOCATIONS = "SELECT kind, id, cutoff, expires FROM revocations WHERE expires 
 
 # Rows of the log that one page searches at most: a page of a rare match ends early, maybe empty.
 SEARCH_ROWS = 20_000
+
+_NOTHING = RangePage((), (), (), ())
 
 _labels = msgspec.json.Decoder(dict[str, str])
 
@@ -129,30 +140,37 @@ class Reader:
         # A page that ran out of rows has searched up to the end, holes included.
         return LogPage(readings, last if scanned == SEARCH_ROWS else until, floor)
 
-    def range(self, span: Range, after: tuple[int, int] | None, until: int, limit: int) -> list[Reading]:
+    def range(self, span: Range, after: tuple[int, int] | None, until: int, limit: int) -> RangePage:
         """See storage.log.Log."""
-        self._must_exist(span.device)
-        series = self._series_of(span.device, span.metrics)
+        series = self._execute(_SERIES_OF, (span.device,)).fetchall()
+        if not series:
+            raise _not_found(span.device)
         start, end = span.start, span.end
         if after is not None:
             if span.descending:
                 end = min(end, after[0] + 1)
             else:
                 start = max(start, after[0])
-        lanes = [self._lane(span, id, metric, start, end) for id, metric in series]
-        merged = heapq.merge(*lanes, key=_place, reverse=span.descending)
-        wanted: Iterator[Reading] = (reading for reading in merged if reading.offset <= until)
+        sql = _RANGE_DOWN if span.descending else _RANGE
+        # Cursors step only as far as the merge asks, so a page costs a page, however long the range.
+        lanes = [
+            zip(self._rows(sql, (id, start, end, until)), itertools.repeat(metric))
+            for id, metric in series
+            if metric in span.metrics or not span.metrics
+        ]
+        # As tuples they are in order of (ts, offset), and no two have the same offset.
+        merged = lanes[0] if len(lanes) == 1 else heapq.merge(*lanes, reverse=span.descending)
         if after is not None:
             place = after
-            wanted = itertools.dropwhile(
-                lambda r: _place(r) >= place if span.descending else _place(r) <= place, wanted
+            merged = itertools.dropwhile(
+                lambda r: r[0][:2] >= place if span.descending else r[0][:2] <= place, merged
             )
-        return list(itertools.islice(wanted, limit))
-
-    def _lane(self, span: Range, id: int, metric: str, start: int, end: int) -> Iterator[Reading]:
-        # Cursors step only as far as the merge asks, so a page costs a page, however long the range.
-        for ts, offset, value in self._rows(_RANGE_DOWN if span.descending else _RANGE, (id, start, end)):
-            yield Reading(offset, span.device, metric, ts, decode_value(value))
+        found = list(itertools.islice(merged, limit))
+        if not found:
+            return _NOTHING
+        rows, metrics = zip(*found, strict=True)
+        times, offsets, values = zip(*rows, strict=True)
+        return RangePage(offsets, metrics, times, decode_values(values))
 
     def buckets(
         self,
@@ -217,7 +235,7 @@ class Reader:
     def _must_exist(self, device: str) -> tuple[Any, ...]:
         row: tuple[Any, ...] | None = self._execute(_DEVICE, (device,)).get
         if row is None:
-            raise NotFound(f"there is no device {device}")
+            raise _not_found(device)
         return row
 
     def _series_of(self, device: str, metrics: tuple[str, ...]) -> list[tuple[int, str]]:
@@ -261,8 +279,8 @@ class Reader:
         return [Revocation(*row) for row in self._execute(_REVOCATIONS, (now,)).fetchall()]
 
 
-def _place(reading: Reading) -> tuple[int, int]:
-    return reading.ts, reading.offset
+def _not_found(device: str) -> NotFound:
+    return NotFound(f"there is no device {device}")
 
 
 def _bucket_place(bucket: Bucket) -> tuple[int, str]:

@@ -7,9 +7,8 @@ from auth.rate_limit import (
     FailureLimiter,
     Limiter,
     LimitExceeded,
+    Limits,
     Policy,
-    policy_field,
-    state_field,
 )
 from tests.auth.doubles import Clock
 
@@ -86,7 +85,7 @@ def test_a_batch_larger_than_the_burst_passes_an_empty_bucket_and_puts_it_in_deb
     cost = policy.burst + more
     fill = limiter.take("a", cost)
     assert fill == pytest.approx(cost * policy.interval)
-    assert policy.remaining(fill) == 0
+    assert said(limiter, clock) == 0
     for next_cost in (1, cost):
         with pytest.raises(LimitExceeded) as caught:
             limiter.take("a", next_cost)
@@ -173,34 +172,46 @@ def test_empty_buckets_go_first() -> None:
 
 def test_the_fields_say_what_is_left_and_when_all_is_back() -> None:
     limiter, clock = bucket(600)
-    requests, points = limiter.policy, Policy("points", 6000)
-    assert policy_field([requests]) == '"requests";q=600;w=60'
-    assert policy_field([requests, points]) == '"requests";q=600;w=60, "points";q=6000;w=60'
-    fill = limiter.take("a")
-    assert state_field([(requests, fill)]) == '"requests";r=59;t=1'
-    assert state_field([(requests, fill), (points, 0.0)]) == '"requests";r=59;t=1, "points";r=600;t=0'
+    points = Limiter(Policy("points", 6000), clock)
+    assert Limits([], clock).lines("a") == ""
+    one, both = Limits([limiter], clock), Limits([limiter, points], clock)
+    limiter.take("a")
+    assert one.lines("a") == 'RateLimit-Policy: "requests";q=600;w=60\r\nRateLimit: "requests";r=59;t=1\r\n'
+    assert both.lines("a") == (
+        'RateLimit-Policy: "requests";q=600;w=60, "points";q=6000;w=60\r\n'
+        'RateLimit: "requests";r=59;t=1, "points";r=600;t=0\r\n'
+    )
+    points.take("a", 5)
+    assert both.lines("a").endswith('"requests";r=59;t=1, "points";r=595;t=1\r\n')
+    assert both.lines("b").endswith('"requests";r=60;t=0, "points";r=600;t=0\r\n')
     clock.now += 100
-    assert state_field([(requests, limiter.peek("a"))]) == '"requests";r=60;t=0'
+    assert one.lines("a").endswith('"requests";r=60;t=0\r\n')
+
+
+def said(limiter: Limiter, clock: Clock) -> int:
+    """The r of a limit for "a"."""
+    return int(Limits([limiter], clock).lines("a").rpartition(";r=")[2].partition(";")[0])
 
 
 @given(policies, st.integers(0, 600))
 def test_what_is_said_to_remain_is_exactly_what_is_admitted(policy: Policy, used: int) -> None:
-    limiter = Limiter(policy, Clock(1_000_000.0))
+    clock = Clock(1_000_000.0)
+    limiter = Limiter(policy, clock)
     if used:
         limiter.take("a", used)
-    remaining = policy.remaining(limiter.peek("a"))
+    remaining = said(limiter, clock)
     assert sum(admitted(limiter) for _ in range(policy.burst + 1)) == remaining
 
 
 def test_a_refusal_says_which_limit_and_how_long() -> None:
-    limiter, _ = bucket(60)
+    limiter, clock = bucket(60)
     for _ in range(6):
         limiter.take("a")
     with pytest.raises(LimitExceeded, match="'requests' of 60 in 60 s") as caught:
         limiter.take("a")
     assert caught.value.policy is limiter.policy
     assert caught.value.retry_after == pytest.approx(1.0)
-    assert limiter.policy.remaining(caught.value.fill) == 0
+    assert said(limiter, clock) == 0
 
 
 # -- failures per address -------------------------------------------------------------------------

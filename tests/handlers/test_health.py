@@ -38,10 +38,9 @@ async def test_readyz_waits_for_no_part_that_hangs(gate: Running, monkeypatch: p
     async def away() -> None:
         raise Unavailable("it is away")
 
-    health = gate.gate.server.lane._dispatch._router.resolve("GET", "/readyz").target.handler
     monkeypatch.setattr("handlers.health.PROBE_TIMEOUT", 0.05)
-    monkeypatch.setitem(health.__self__._probes, "slow", hang)  # type: ignore[attr-defined]
-    monkeypatch.setitem(health.__self__._probes, "gone", away)  # type: ignore[attr-defined]
+    monkeypatch.setitem(gate.gate.health._probes, "slow", hang)
+    monkeypatch.setitem(gate.gate.health._probes, "gone", away)
     reply = await gate.get("/readyz", token="")
     assert reply.status == 503
     assert reply.json["parts"]["slow"]["status"] == "unavailable"

@@ -39,11 +39,11 @@ def taken(body: bytes, media: Media, grants: Grants = SOME) -> tuple[Intake | No
     """What becomes of a body in both kinds of write; nothing but a Problem is raised."""
     ingest = Ingest()
     try:
-        ingest.of_device("a.b", body, media)
+        ingest.of_device("a.b", media, body)
     except Problem as problem:
         problem.response("id")
     try:
-        intake = ingest.of_any(grants, body, media)
+        intake = ingest.of_any(grants, media, body)
     except Problem as problem:
         problem.response("id")
         return None, problem.faults
@@ -135,7 +135,7 @@ def test_good_readings_are_all_taken_in_order_whatever_the_form(content: list[di
 
 def test_a_flood_of_bad_items_is_listed_up_to_a_bound() -> None:
     values = {f" {n}": 1 for n in range(500)}
-    intake = Ingest().of_device("a", json.dumps({"values": {**values, "ok": 1}}).encode(), Media.JSON)
+    intake = Ingest().of_device("a", Media.JSON, json.dumps({"values": {**values, "ok": 1}}).encode())
     assert (intake.rejected, len(intake.faults)) == (500, FAULTS_MAX)
 
 

@@ -46,24 +46,19 @@ class Database:
         return Batch(first, self.head, stored)
 
 
-class Loop:
-    """The running loop with a clock that the test moves."""
+class Clock:
+    """A clock that the test moves."""
 
     def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
         self.now = 0.0
 
-    def time(self) -> float:
+    def __call__(self) -> float:
         return self.now
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._loop, name)
 
-
-def made(database: Database, capacity: int = 10, ttl: float = 60.0) -> tuple[LatestCache, Loop]:
-    cache, loop = LatestCache(database.load, capacity, ttl), Loop()
-    cache._loop = loop  # type: ignore[assignment]
-    return cache, loop
+def made(database: Database, capacity: int = 10, ttl: float = 60.0) -> tuple[LatestCache, Clock]:
+    clock = Clock()
+    return LatestCache(database.load, capacity, ttl, clock), clock
 
 
 async def started(database: Database, loads: int) -> None:
@@ -88,14 +83,14 @@ async def test_what_was_used_longest_ago_makes_room() -> None:
 
 async def test_what_is_older_than_its_time_is_loaded_again() -> None:
     database = Database()
-    cache, loop = made(database, ttl=5.0)
+    cache, clock = made(database, ttl=5.0)
     await cache.fetch("a")
-    loop.now = 4.9
+    clock.now = 4.9
     assert cache.get("a") is not None
-    loop.now = 5.0
+    clock.now = 5.0
     assert cache.get("a") is None
     await cache.fetch("a")
-    loop.now = 9.9
+    clock.now = 9.9
     assert cache.get("a") is not None
     assert len(database.loads) == 2
 
@@ -234,7 +229,7 @@ class Story:
     def __init__(self) -> None:
         self.database = Database()
         self.database.held = True
-        self.cache, self._loop = made(self.database, capacity=2, ttl=6.0)
+        self.cache, self._clock = made(self.database, capacity=2, ttl=6.0)
         self._asking: list[asyncio.Task[Latest]] = []
 
     async def commit(self, readings: list[tuple[str, str, int]]) -> None:
@@ -267,7 +262,7 @@ class Story:
             await asyncio.sleep(0)
 
     async def later(self, seconds: int) -> None:
-        self._loop.now += seconds
+        self._clock.now += seconds
 
     async def clear(self, _: None) -> None:
         self.cache.clear()
@@ -280,7 +275,7 @@ class Story:
         await self.cache.close()
         for device, entry in self.cache._entries.items():
             known = self.database.newest(device)
-            assert (entry.offset, entry.metrics) == (known.offset, known.metrics)
+            assert entry.latest == known
 
 
 @given(steps)

@@ -1,25 +1,30 @@
 """FastAPI + uvicorn + SQLite: one INSERT and one commit per request, with the checks of the contract.
 
-As its documentation would have it: pydantic validates, a dependency authenticates, a plain `def`
-endpoint runs in the thread pool and may block. WAL and synchronous=FULL, as Tidegate has it.
+As its documentation would have it: pydantic validates both ways, a dependency authenticates, plain
+`def` endpoints run in the thread pool and may block. WAL and synchronous=FULL, as Tidegate has it; each
+thread reads by a connection of its own.
 """
 
 import os
 import sqlite3
 import threading
 import time
-from typing import Annotated, Any
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal
 
 import jwt
-from fastapi import Depends, FastAPI, Header, HTTPException
+from fastapi import Depends, FastAPI, Header, HTTPException, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr
 
 SECRET = os.environ["BENCH_SECRET"]
+DATABASE = os.environ["BENCH_DATA"] + "/bench.db"
 LIMIT = 100_000_000
 
 app = FastAPI(openapi_url=None)
 lock = threading.Lock()
-database = sqlite3.connect(os.environ["BENCH_DATA"] + "/bench.db", check_same_thread=False, isolation_level=None)
+local = threading.local()
+database = sqlite3.connect(DATABASE, check_same_thread=False, isolation_level=None)
 database.execute("PRAGMA journal_mode = WAL")
 database.execute("PRAGMA synchronous = FULL")
 database.execute(
@@ -28,46 +33,126 @@ database.execute(
 )
 buckets: dict[str, float] = {}
 
+Value = StrictBool | StrictInt | StrictFloat | Annotated[StrictStr, Field(max_length=1024)]
+
 
 class Reading(BaseModel):
-    """One reading."""
+    """One reading; `ts` in milliseconds since 1970."""
 
     model_config = ConfigDict(extra="forbid")
     metric: str = Field(pattern=r"^[A-Za-z0-9_.:/%-]{1,64}$")
-    value: StrictBool | StrictInt | StrictFloat | Annotated[StrictStr, Field(max_length=1024)]
+    value: Value
+    ts: Annotated[StrictInt, Field(ge=0, lt=253402300800000)] | None = None
 
 
-def principal(authorization: Annotated[str, Header()] = "") -> dict[str, Any]:
-    """The verified token, under its limit."""
-    try:
-        claims = jwt.decode(
-            authorization.removeprefix("Bearer "),
-            SECRET,
-            algorithms=["HS256"],
-            audience="tidegate",
-            issuer="tidegate",
-            options={"require": ["exp", "iat", "aud", "iss", "sub"]},
-        )
-    except jwt.InvalidTokenError as error:
-        raise HTTPException(401) from error
-    if "readings:write" not in claims["scope"].split():
-        raise HTTPException(403)
-    # GCRA, as in Tidegate.
-    now, interval = time.monotonic(), 60 / LIMIT
-    arrival = max(buckets.get(claims["sub"], now), now) + interval
-    if arrival - now > 6:
-        raise HTTPException(429)
-    buckets[claims["sub"]] = arrival
-    return claims
+class Stored(BaseModel):
+    """A reading of a page."""
+
+    offset: int
+    metric: str
+    ts: datetime
+    value: Value
+
+
+class Page(BaseModel):
+    """Readings, and where the next page begins."""
+
+    items: list[Stored]
+    next: str | None
+
+
+def principal(scope: str) -> Callable[..., dict[str, Any]]:
+    """A dependency: the verified token, with that scope and a grant for the device, under its limit."""
+
+    def verified(device: str, authorization: Annotated[str, Header()] = "") -> dict[str, Any]:
+        try:
+            claims: dict[str, Any] = jwt.decode(
+                authorization.removeprefix("Bearer "),
+                SECRET,
+                algorithms=["HS256"],
+                audience="tidegate",
+                issuer="tidegate",
+                options={"require": ["exp", "iat", "aud", "iss", "sub"]},
+            )
+        except jwt.InvalidTokenError as error:
+            raise HTTPException(401) from error
+        if scope not in claims["scope"].split():
+            raise HTTPException(403)
+        if not any(device.startswith(pattern.removesuffix(">")) for pattern in claims["devices"]):
+            raise HTTPException(404)
+        # GCRA, as in Tidegate.
+        now, interval = time.monotonic(), 60 / LIMIT
+        arrival = max(buckets.get(claims["sub"], now), now) + interval
+        if arrival - now > 6:
+            raise HTTPException(429)
+        buckets[claims["sub"]] = arrival
+        return claims
+
+    return verified
+
+
+def reader() -> sqlite3.Connection:
+    """This thread's connection."""
+    if not hasattr(local, "connection"):
+        local.connection = sqlite3.connect(f"file:{DATABASE}?mode=ro", uri=True, isolation_level=None)
+    connection: sqlite3.Connection = local.connection
+    return connection
+
+
+@app.get("/hello")
+async def hello() -> dict[str, bool]:
+    """The smallest JSON."""
+    return {"ok": True}
 
 
 @app.post("/v1/devices/{device}/readings")
-def write(device: str, reading: Reading, _: Annotated[dict[str, Any], Depends(principal)]) -> dict[str, Any]:
+def write(
+    device: str, reading: Reading, _: Annotated[dict[str, Any], Depends(principal("readings:write"))]
+) -> dict[str, Any]:
     """Store one reading, durably, before the answer."""
     with lock:
-        ts = time.time_ns() // 1000
-        row = (device, reading.metric, ts, reading.value)
+        ts = time.time_ns() // 1000 if reading.ts is None else reading.ts * 1000
         cursor = database.execute(
-            "INSERT INTO readings (device, metric, ts, value) VALUES (?, ?, ?, ?)", row
+            "INSERT INTO readings (device, metric, ts, value) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
+            (device, reading.metric, ts, reading.value),
         )
-    return {"accepted": 1, "duplicates": 0, "rejected_count": 0, "rejected": [], "position": str(cursor.lastrowid)}
+        accepted = cursor.rowcount
+    return {
+        "accepted": accepted,
+        "duplicates": 1 - accepted,
+        "rejected_count": 0,
+        "rejected": [],
+        "position": str(cursor.lastrowid),
+    }
+
+
+@app.get("/v1/devices/{device}/readings")
+def page(
+    request: Request,
+    response: Response,
+    device: str,
+    _: Annotated[dict[str, Any], Depends(principal("readings:read"))],
+    metric: str,
+    start: Annotated[int, Query(alias="from", ge=0)] = 0,
+    stop: Annotated[int, Query(alias="to", ge=0)] = 253402300800000,
+    order: Literal["asc", "desc"] = "asc",
+    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+    cursor: Annotated[int | None, Query(ge=0)] = None,
+) -> Page:
+    """One page of a range, by its keys."""
+    low, high = start * 1000, stop * 1000
+    if cursor is not None:
+        low, high = (cursor, high) if order == "asc" else (low, cursor + 1)
+    rows = reader().execute(
+        "SELECT id, ts, value FROM readings WHERE device = ? AND metric = ? AND ts >= ? AND ts < ? "
+        f"ORDER BY ts {'ASC' if order == 'asc' else 'DESC'} LIMIT ?",
+        (device, metric, low, high, limit + 1),
+    ).fetchall()
+    items = [
+        Stored(offset=id, metric=metric, ts=datetime.fromtimestamp(ts / 1_000_000, UTC), value=value)
+        for id, ts, value in rows[:limit]
+    ]
+    following = str(rows[limit][1]) if len(rows) > limit else None
+    if following is not None:
+        response.headers["Link"] = f'<{request.url.include_query_params(cursor=following)}>; rel="next"'
+    return Page(items=items, next=following)

@@ -1,0 +1,153 @@
+"""Measures one cell: a fresh process, verified, warmed up, loaded, its rows counted."""
+
+import os
+import time
+from datetime import UTC, datetime
+from http.client import HTTPException
+
+import msgspec
+from msgspec import Struct
+
+from bench import contract, disk, verify
+from bench.client import Client
+from bench.environment import CoreWatch
+from bench.load import open_loop, wrk
+from bench.load.wrk import Ask, Void
+from bench.processes import Server, run_loop, running
+from bench.results import Cell, Figures
+from bench.scenarios import Scenario
+from bench.targets import Target, TargetError
+
+# Number of the first batch of the warm-up, and of what is measured.
+_WARM_UP_FIRST, _FIRST = 0, 1_000_000
+_MILLISECONDS = 1_000
+# Requests per second that the open loop plans at most, and between two steps of the search for its ceiling.
+RATE_MAX, RATE_STEP, RATE_END = 50_000.0, 10_000, 150_000
+
+
+class Loop(Struct, frozen=True):
+    """What a target that measures itself prints."""
+
+    batches: int
+    seconds: float
+    warm_up_batches: int
+
+
+def measure(round: int, scenario: Scenario, target: Target, warm_up: int, seconds: int) -> Cell:
+    """Measure; a cell that went wrong is void and says why."""
+    started, began = datetime.now(UTC), time.monotonic()
+    void, figures = "", None
+    try:
+        if target.kind == "loop":
+            figures = _loop(scenario, target, warm_up, seconds)
+        else:
+            with running(target) as server:
+                check(scenario, server)
+                figures = _served(scenario, server, warm_up, seconds)
+    except verify.Unverified as error:
+        void = f"not verified: {error}"
+    except (Void, TargetError) as error:
+        void = str(error)
+    except (OSError, HTTPException, ValueError, LookupError) as error:
+        void = f"{type(error).__name__}: {error}"
+    return Cell(
+        round,
+        scenario.name,
+        target.name,
+        started.isoformat(timespec="seconds"),
+        time.monotonic() - began,
+        void,
+        figures,
+    )
+
+
+def check(scenario: Scenario, server: Server) -> None:
+    """Verify a target for a scenario; Unverified."""
+    client = Client(server.url, contract.token())
+    try:
+        scenario.check(verify.Subject(client, server.rows))
+    finally:
+        client.close()
+
+
+def _served(scenario: Scenario, server: Server, warm_up: int, seconds: int) -> Figures:
+    # "*" stands for the token, which is made anew: a run may last longer than it lives.
+    token = contract.token() if scenario.ask.token else ""
+    ask = msgspec.structs.replace(scenario.ask, token=token)
+    if scenario.load == "ceiling":
+        return _ceiling(scenario, server, ask, warm_up)
+    wrk.run(server.url, ask, scenario.connections, warm_up, _WARM_UP_FIRST)
+    syncs = _syncs(scenario)
+    before, watch = server.rows(), CoreWatch(server.cpu)
+    closed = wrk.run(server.url, ask, scenario.connections, seconds, _FIRST)
+    cores = watch.read()
+    answered = closed.requests * scenario.readings
+    opened = None
+    if scenario.load == "open":
+        request = _request(ask)
+        opened = open_loop.run(
+            server.url, request, scenario.connections, seconds, min(closed.rate / 2, RATE_MAX)
+        )
+        answered += opened.requests
+    stored = _stored(scenario, server, before, answered) if scenario.stores else 0
+    return Figures(
+        rate=closed.rate * scenario.readings,
+        p50_ms=closed.p50_ms,
+        p99_ms=closed.p99_ms,
+        open=opened,
+        sync_p99_ms=open_loop.percentile(sorted(syncs + _syncs(scenario)), 0.99) * _MILLISECONDS,
+        answered=answered if scenario.stores else 0,
+        stored=stored,
+        cores=cores,
+    )
+
+
+def _ceiling(scenario: Scenario, server: Server, ask: Ask, seconds: int) -> Figures:
+    """The highest rate that the open loop's client keeps to by itself, and what it found at that one."""
+    request, best = _request(ask), None
+    watch = CoreWatch(server.cpu)
+    for rate in range(RATE_STEP, RATE_END, RATE_STEP):
+        opened = open_loop.run(server.url, request, scenario.connections, seconds, rate)
+        if opened.late:
+            break
+        best = opened
+    if best is None:
+        raise Void(f"the open loop's client cannot even keep to {RATE_STEP} requests/s")
+    return Figures(best.planned, open=best, cores=watch.read())
+
+
+def _request(ask: Ask) -> bytes:
+    return contract.request(ask.method, ask.path, ask.token, ask.body)
+
+
+def _syncs(scenario: Scenario) -> list[float]:
+    """What the disk takes, where the scenario is judged by it."""
+    return disk.sync_times() if scenario.load == "open" and scenario.stores else []
+
+
+def _stored(scenario: Scenario, server: Server, before: int, answered: int) -> int:
+    """The rows that the load has added; Void unless they are those that were answered."""
+    stored = server.rows() - before
+    # What was under way when wrk stopped counting is stored too, here and after the warm-up.
+    slack = 2 * scenario.connections * scenario.readings
+    if not answered <= stored <= answered + slack:
+        raise Void(f"{answered} readings were answered, but {stored} stored")
+    return stored
+
+
+def _loop(scenario: Scenario, target: Target, warm_up: int, seconds: int) -> Figures:
+    # The load core makes nothing here: the loop has the server's core and its own bodies.
+    # The loop is a child that has ended when the watch is read.
+    watch = CoreWatch(float)
+    output, stored = run_loop(target, warm_up, seconds)
+    found = msgspec.json.decode(output, type=Loop)
+    answered = found.batches * scenario.readings
+    inserted = answered + found.warm_up_batches * scenario.readings
+    if stored != inserted:
+        raise Void(f"{inserted} readings were inserted, but {stored} stored")
+    return Figures(rate=answered / found.seconds, answered=answered, stored=stored, cores=watch.read())
+
+
+def settle() -> None:
+    """Between two cells: what the last one left to be written is written now, not in the next one's time."""
+    os.sync()

@@ -1,0 +1,1 @@
+"""The load generators: per tool a run and a pure reading of what it says."""

@@ -1,0 +1,89 @@
+"""wrk: closed loop, for the highest throughput. Its latencies are those of an overload, nothing more."""
+
+import os
+import re
+import subprocess
+import tempfile
+from pathlib import Path
+
+from msgspec import Struct
+
+from bench.contract import EPOCH
+from bench.environment import LOAD_CORE
+
+HERE = Path(__file__).parent
+# Seconds beyond its own time that wrk gets.
+PATIENCE = 30.0
+
+_SPEED = re.compile(r"^Requests/sec:\s+([0-9.]+)", re.MULTILINE)
+_COUNT = re.compile(r"^\s*([0-9]+) requests in ([0-9.]+)(us|ms|s|m|h)", re.MULTILINE)
+_PERCENTILE = re.compile(r"^\s*(50|99)%\s+([0-9.]+)(us|ms|s|m)\s*$", re.MULTILINE)
+_BAD = re.compile(r"^\s*((?:Non-2xx or 3xx responses|Socket errors): .*)$", re.MULTILINE)
+_MILLISECONDS = {"us": 0.001, "ms": 1.0, "s": 1000.0, "m": 60_000.0, "h": 3_600_000.0}
+
+
+class Void(Exception):
+    """A measurement that does not count, and why."""
+
+
+class Closed(Struct, frozen=True):
+    """What wrk measured: requests answered, per second, and latencies in milliseconds."""
+
+    requests: int
+    rate: float
+    p50_ms: float
+    p99_ms: float
+
+
+class Ask(Struct, frozen=True):
+    """The request of a load. `cold`: each has a head of its own; `batches`: 1,000 readings of its own."""
+
+    method: str = "GET"
+    path: str = "/"
+    body: bytes = b""
+    token: str = ""
+    cold: bool = False
+    batches: bool = False
+
+
+def run(url: str, ask: Ask, connections: int, seconds: int, first: int = 0) -> Closed:
+    """Load for `seconds` from the load core; `first`: number of the first batch. Void if an answer is bad."""
+    with tempfile.NamedTemporaryFile(suffix=".json") as body:
+        body.write(ask.body)
+        body.flush()
+        variables = {
+            "BENCH_METHOD": ask.method,
+            "BENCH_TOKEN": ask.token,
+            "BENCH_BODY": body.name if ask.body else "",
+            "BENCH_COLD": "1" if ask.cold else "0",
+            "BENCH_FIRST": str(first),
+            "BENCH_EPOCH": str(EPOCH),
+        }
+        script = HERE / ("batch.lua" if ask.batches else "request.lua")
+        pinned = ["taskset", "--cpu-list", str(LOAD_CORE)]
+        load = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "10s", "--latency"]
+        done = subprocess.run(
+            [*pinned, *load, "-s", str(script), url + ask.path],
+            env={**os.environ, **variables},
+            capture_output=True,
+            text=True,
+            timeout=seconds + PATIENCE,
+            check=False,
+        )
+    if done.returncode:
+        raise Void(f"wrk ended with {done.returncode}: {done.stderr.strip()[-500:]}")
+    return read(done.stdout)
+
+
+def read(output: str) -> Closed:
+    """What wrk says; Void if there were errors, or nothing was answered."""
+    bad = _BAD.search(output)
+    if bad is not None:
+        raise Void(bad[1])
+    speed, count = _SPEED.search(output), _COUNT.search(output)
+    tail = {found[1]: float(found[2]) * _MILLISECONDS[found[3]] for found in _PERCENTILE.finditer(output)}
+    if speed is None or count is None or len(tail) != 2:
+        raise Void(f"wrk says something unexpected:\n{output}")
+    if int(count[1]) == 0:
+        raise Void("nothing was answered")
+    return Closed(int(count[1]), float(speed[1]), tail["50"], tail["99"])

@@ -1,0 +1,151 @@
+"""Targets as processes: fresh for each measurement, pinned to one core, on a directory of their own."""
+
+import contextlib
+import http.client
+import os
+import signal
+import socket
+import sqlite3
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from msgspec import Struct
+
+from bench.contract import SECRET
+from bench.environment import DATA, SERVER_CORE, group_cpu
+from bench.targets import Target, TargetError
+
+START_TIMEOUT = 30.0
+STOP_TIMEOUT = 15.0
+# What a loop may take beyond its own time, to make bodies and to end.
+LOOP_PATIENCE = 120.0
+
+
+class Server(Struct, frozen=True):
+    """A running server: its URL, and where its data is."""
+
+    url: str
+    data: Path
+    target: Target
+    group: int
+
+    def cpu(self) -> float:
+        """The CPU seconds that it has used, its workers included."""
+        return group_cpu(self.group)
+
+    def rows(self) -> int:
+        """The rows that are committed in its database, read from the file behind its back; 0 without one."""
+        return count_rows(self.target, self.data)
+
+
+@contextmanager
+def running(target: Target) -> Iterator[Server]:
+    """The server, ready. TargetError if it does not start, with what it said last."""
+    with _fresh_directory() as data, tempfile.TemporaryFile() as said:
+        port = _free_port()
+        process = _start(target, data, said, port=str(port))
+        try:
+            _await_start(process, port, target, said)
+            yield Server(f"http://127.0.0.1:{port}", data, target, process.pid)
+        finally:
+            _stop(process)
+
+
+def run_loop(target: Target, warm_up: float, seconds: float) -> tuple[bytes, int]:
+    """What a loop prints, and how many rows it left behind; TargetError."""
+    with _fresh_directory() as data, tempfile.TemporaryFile() as said:
+        process = _start(
+            target, data, said, warm_up=str(warm_up), seconds=str(seconds), stdout=subprocess.PIPE
+        )
+        try:
+            output, _ = process.communicate(timeout=warm_up + seconds + LOOP_PATIENCE)
+        except subprocess.TimeoutExpired as error:
+            raise TargetError(f"{target.name} did not end in time") from error
+        finally:
+            _stop(process)
+        if process.returncode:
+            raise TargetError(f"{target.name} ended with {process.returncode}: {_last_words(said)}")
+        return output, count_rows(target, data)
+
+
+def count_rows(target: Target, data: Path) -> int:
+    """The rows that are committed in a target's database; 0 if it has none."""
+    if not target.database:
+        return 0
+    connection = sqlite3.connect(f"file:{data / target.database}?mode=ro", uri=True, timeout=30)
+    with contextlib.closing(connection):
+        count: int = connection.execute(target.rows).fetchone()[0]
+        return count
+
+
+@contextmanager
+def _fresh_directory() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="tidegate-bench-", dir=DATA) as name:
+        yield Path(name)
+
+
+def _start(
+    target: Target, data: Path, said: BinaryIO, stdout: int = subprocess.DEVNULL, **values: str
+) -> "subprocess.Popen[bytes]":
+    every = {"port": "", "warm_up": "", "seconds": "", "data": str(data), "secret": SECRET, **values}
+    command, variables = target.filled(every)
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("TIDEGATE_")}
+    try:
+        return subprocess.Popen(
+            ["taskset", "--cpu-list", str(SERVER_CORE), *command],
+            cwd=target.home,
+            env={**kept, **variables},
+            stdin=subprocess.DEVNULL,
+            stdout=stdout,
+            stderr=said,
+            # A group of its own: its workers go with it.
+            start_new_session=True,
+        )
+    except OSError as error:
+        raise TargetError(f"{target.name} does not start: {error}") from error
+
+
+def _stop(process: "subprocess.Popen[bytes]") -> None:
+    """End it; whoever does not listen is killed, its workers too."""
+    if process.poll() is None:
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(STOP_TIMEOUT)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait(STOP_TIMEOUT)
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as found:
+        port: int = found.getsockname()[1]
+        return port
+
+
+def _await_start(process: "subprocess.Popen[bytes]", port: int, target: Target, said: BinaryIO) -> None:
+    """Until it answers anything at all."""
+    deadline = time.monotonic() + START_TIMEOUT
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise TargetError(f"{target.name} ended with {process.returncode} at once: {_last_words(said)}")
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=2)
+        try:
+            connection.request("GET", "/")
+            connection.getresponse().read()
+        except (OSError, http.client.HTTPException):
+            time.sleep(0.02)
+        else:
+            return
+        finally:
+            connection.close()
+    raise TargetError(f"{target.name} was not ready within {START_TIMEOUT} s: {_last_words(said)}")
+
+
+def _last_words(said: BinaryIO) -> str:
+    said.seek(0)
+    return said.read().decode(errors="replace").strip()[-1000:]

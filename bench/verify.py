@@ -1,0 +1,157 @@
+"""Verification: a target is measured only after it has shown that it does what the contract says.
+
+Each check asks a fresh server. What it finds wrong is Unverified, in words that say what was expected.
+"""
+
+import json
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any
+
+from msgspec import Struct
+
+from bench import contract
+from bench.client import Answer, Client
+
+# Number of a batch that no load sends; before all others, since readings that come out of order cost more.
+_APART = -1
+
+
+class Subject(Struct, frozen=True):
+    """A target that is checked. `rows` counts those that are committed in its database."""
+
+    client: Client
+    rows: Callable[[], int]
+
+
+class Unverified(Exception):
+    """A target does not keep the contract."""
+
+
+def hello(subject: Subject) -> None:
+    """GET /hello: 200 with {"ok": true} as JSON, on a connection that stays open."""
+    client = subject.client
+    for _ in range(3):
+        answer = client.ask("GET", "/hello", token="")
+        _expect(answer, 200, "for GET /hello")
+        if _json(answer) != {"ok": True}:
+            raise Unverified(f'expected the body {{"ok": true}}: {answer}')
+        kind = answer.headers.get("content-type", "")
+        if kind.partition(";")[0].strip() != "application/json":
+            raise Unverified(f"expected Content-Type: application/json, found {kind!r}")
+    if client.reopened:
+        raise Unverified("expected a connection that stays open (keep-alive)")
+
+
+def write(subject: Subject) -> None:
+    """POST of one reading: it is in the database when 200 comes; bad tokens and bad values store nothing."""
+    client = subject.client
+    before = subject.rows()
+    for number in (1, 2):
+        answer = client.ask("POST", contract.READINGS, contract.READING)
+        _accepted(answer, 1)
+        _stored(subject, before + number, "after a write was answered")
+    _guarded(client, "POST", contract.READINGS, contract.READING)
+    _expect(client.ask("POST", contract.READINGS, contract.BAD_READING), 422, "for a value that is an array")
+    _stored(subject, before + 2, "after writes that were refused")
+
+
+def batch(subject: Subject) -> None:
+    """POST of 1,000 readings: all of them stored; sent again all duplicates; one bad item is named."""
+    client = subject.client
+    before = subject.rows()
+    body = contract.batch(_APART)
+    _accepted(client.ask("POST", contract.BATCHES, body), contract.BATCH)
+    _stored(subject, before + contract.BATCH, "after a batch was answered")
+    again = client.ask("POST", contract.BATCHES, body)
+    _expect(again, 200, "for a batch that was sent before")
+    if (found := _json(again).get("duplicates")) != contract.BATCH:
+        raise Unverified(f"expected {contract.BATCH} duplicates of a batch sent again, found {found}")
+    mixed = b"[" + contract.BAD_READING + b", " + contract.READING + b"]"
+    answer = client.ask("POST", contract.BATCHES, mixed)
+    _accepted(answer, 1)
+    pointers = [fault["pointer"] for fault in _json(answer)["rejected"]]
+    if len(pointers) != 1 or not pointers[0].startswith("/0"):
+        raise Unverified(f"expected the first item to be rejected, found {pointers}")
+    _stored(subject, before + contract.BATCH + 1, "after a batch with one bad item")
+    _guarded(client, "POST", contract.BATCHES, body)
+
+
+def latest(subject: Subject) -> None:
+    """GET of the latest values: those that were written last, at once, and for good tokens only."""
+    client = subject.client
+    answer = client.ask("POST", contract.READINGS, contract.latest_readings())
+    _accepted(answer, len(contract.LATEST_METRICS))
+    for value in (22.5, 23.5, contract.LATEST_METRICS["temperature"]):
+        body = json.dumps({"metric": "temperature", "value": value}).encode()
+        _accepted(client.ask("POST", contract.READINGS, body), 1)
+        answer = client.ask("GET", contract.LATEST)
+        _expect(answer, 200, "for GET latest")
+        metrics = _json(answer)["metrics"]
+        found = {name: metric["value"] for name, metric in metrics.items()}
+        if found != {**contract.LATEST_METRICS, "temperature": value}:
+            raise Unverified(f"expected the temperature {value} right after it was written, found {found}")
+    _guarded(client, "GET", contract.LATEST)
+
+
+def page(subject: Subject) -> None:
+    """GET of a page: the readings of the range asked for, in order, and where the next page begins."""
+    client = subject.client
+    metric, begin = "temperature", contract.EPOCH
+    for n in range(contract.PAGE_READINGS):
+        _accepted(client.ask("POST", contract.PAGES, contract.page_reading(n)), 1)
+    following = _page(client, contract.PAGE_QUERY, contract.PAGE_FROM, contract.PAGE)
+    if following is None:
+        raise Unverified("expected `next`, since the range holds more than a page")
+    _page(client, f"{contract.PAGE_QUERY}&cursor={following}", contract.PAGE_FROM + 100, contract.PAGE)
+    other = f"{contract.PAGES}?metric={metric}&from={begin + 3}&to={begin + 10}&limit=100"
+    if _page(client, other, 3, 7) is not None:
+        raise Unverified("expected no `next` at the end of a range")
+    _guarded(client, "GET", contract.PAGE_QUERY)
+
+
+def _page(client: Client, path: str, first: int, count: int) -> str | None:
+    """Check the items of a page, `count` from number `first` on; where the next one begins."""
+    answer = client.ask("GET", path)
+    _expect(answer, 200, f"for GET {path}")
+    items = _json(answer)["items"]
+    if len(items) != count:
+        raise Unverified(f"expected {count} items of {path}, found {len(items)}")
+    for n, item in enumerate(items, first):
+        if set(item) != {"offset", "metric", "ts", "value"}:
+            raise Unverified(f"expected offset, metric, ts and value in an item, found {item}")
+        microseconds = round(datetime.fromisoformat(item["ts"]).timestamp() * 1_000_000)
+        wanted = (contract.EPOCH + n) * 1000, contract.page_value(n), "temperature"
+        if (microseconds, item["value"], item["metric"]) != wanted:
+            raise Unverified(f"expected reading number {n} of the range, found {item}")
+    following: str | None = _json(answer)["next"]
+    return following
+
+
+def _guarded(client: Client, method: str, path: str, body: bytes = b"") -> None:
+    """Without a good token the answer is 401."""
+    for name, token in contract.bad_tokens().items():
+        _expect(client.ask(method, path, body, token=token), 401, f"for {name}")
+
+
+def _accepted(answer: Answer, count: int) -> None:
+    _expect(answer, 200, "for a good write")
+    if (found := _json(answer).get("accepted")) != count:
+        raise Unverified(f"expected {count} accepted, found {found}: {answer}")
+
+
+def _stored(subject: Subject, wanted: int, when: str) -> None:
+    if (found := subject.rows()) != wanted:
+        raise Unverified(f"expected {wanted} rows in the database {when}, found {found}")
+
+
+def _expect(answer: Answer, status: int, why: str) -> None:
+    if answer.status != status:
+        raise Unverified(f"expected {status} {why}: {answer}")
+
+
+def _json(answer: Answer) -> dict[str, Any]:
+    try:
+        return dict(answer.json)
+    except (ValueError, TypeError) as error:
+        raise Unverified(f"expected a JSON object: {answer}") from error

@@ -1,0 +1,113 @@
+"""Targets are described wholly, pinned, and end with the bench whatever they do."""
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from bench.cells import measure
+from bench.musts import DEADLINES, MUSTS
+from bench.processes import running
+from bench.runner import all_cells
+from bench.scenarios import SCENARIOS
+from bench.targets import HOME, Target, TargetError, load
+
+SERVER = """
+import http.server, os, signal, sys
+{extra}
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(204)
+        self.end_headers()
+http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
+"""
+LOOP = """
+import json, sqlite3, sys
+database = sqlite3.connect(sys.argv[1] + "/rows.db")
+database.execute("CREATE TABLE readings (value)")
+database.executemany("INSERT INTO readings VALUES (?)", [(n,) for n in range(ROWS)])
+database.commit()
+print(json.dumps({"batches": 2, "seconds": 0.5, "warm_up_batches": 1}))
+"""
+
+
+def test_the_descriptions_name_scenarios_that_there_are() -> None:
+    cells = all_cells(load())
+    assert len(cells) == len(set(cells)) >= 20
+
+
+def test_what_must_be_reached_is_measured() -> None:
+    cells = set(all_cells(load()))
+    wanted = {must.cell for must in MUSTS} | {must.against for must in MUSTS}
+    assert wanted | {deadline.cell for deadline in DEADLINES} <= cells
+
+
+@pytest.mark.parametrize("name", [n for n, target in load().items() if target.environment == "own"])
+def test_a_target_pins_what_it_needs_and_shares_no_code_with_the_gate(name: str) -> None:
+    pins = (HOME / name / "requirements.txt").read_text().splitlines()
+    assert pins
+    assert all(re.fullmatch(r"[a-z0-9-]+==[0-9.]+", pin) for pin in pins)
+    code = (HOME / name / "app.py").read_text()
+    assert not re.search(r"^\s*(import|from) (server|handlers|auth|storage|bench)\b", code, re.MULTILINE)
+
+
+def test_a_misspelt_field_is_refused_with_its_file(tmp_path: Path) -> None:
+    home = tmp_path / "mine"
+    home.mkdir()
+    (home / "target.toml").write_text('title = "x"\ncommand = []\nscenarios = []\ndatabse = "x"\n')
+    with pytest.raises(TargetError, match=r"mine/target\.toml.*databse"):
+        load(tmp_path)
+
+
+def test_a_target_that_ends_at_once_is_reported_with_its_last_words() -> None:
+    target = Target("x", ["-c", "raise SystemExit('no licence')"], [], "house", name="mine")
+    with pytest.raises(TargetError, match="mine ended with 1 at once: no licence"), running(target):
+        pass
+
+
+@pytest.mark.parametrize(
+    "extra",
+    ["", "signal.signal(signal.SIGTERM, signal.SIG_IGN)", "if os.fork() == 0: signal.pause()"],
+    ids=["willing", "deaf", "with a worker"],
+)
+def test_no_target_outlives_its_cell(extra: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bench.processes.STOP_TIMEOUT", 2.0)
+    target = Target("x", ["-c", SERVER.format(extra=extra), "{port}"], [], "house", name="mine")
+    with running(target) as server:
+        data, group = server.data, server.group
+        os.killpg(group, 0)
+    assert not data.exists()
+    assert not any(_group(path) == group for path in Path("/proc").glob("[0-9]*/stat"))
+
+
+@pytest.mark.parametrize(
+    ("rows", "void"), [(3000, ""), (2000, "3000 readings were inserted, but 2000 stored")]
+)
+def test_the_rows_of_a_loop_are_counted(tmp_path: Path, rows: int, void: str) -> None:
+    script = tmp_path / "loop.py"
+    script.write_text(LOOP.replace("ROWS", str(rows)))
+    target = Target(
+        "x",
+        [str(script), "{data}"],
+        ["batch"],
+        "house",
+        "loop",
+        "rows.db",
+        "SELECT count(*) FROM readings",
+        name="mine",
+    )
+    cell = measure(1, SCENARIOS["batch"], target, 1, 1)
+    assert cell.void == void
+    if not void:
+        assert cell.figures is not None
+        assert (cell.figures.rate, cell.figures.stored) == (4000.0, 3000)
+
+
+def _group(path: Path) -> int:
+    try:
+        fields = path.read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    # A zombie that its new parent has not looked after yet has ended all the same.
+    return 0 if fields[0] == "Z" else int(fields[2])
