@@ -161,7 +161,7 @@ class World:
         self.time += seconds
         self.hub.ring()
 
-    def _no_write(self, request: Request) -> Any:
+    def _no_write(self, head: Head) -> Any:
         raise AssertionError
 
 
