@@ -5,6 +5,7 @@ codings, HTTP/1.0, `Connection: close`, Expect) goes to the common lane.
 """
 
 import asyncio
+import contextlib
 import re
 from collections.abc import Callable, Coroutine
 from time import monotonic
@@ -19,7 +20,7 @@ from auth.tokens import KeyUnknown, TokenVerifier
 from handlers.exchange import Answer, Deferred, Headers, Kind, Request, Response, Stream
 from server.dispatch import Dispatch, Refused, RequestIds
 from server.encoding import Encoder
-from server.lane import Lane
+from server.lane import ClientGone, Lane
 from server.logs import AccessLog
 from server.memo import HeadMemo, Known
 from server.metrics import Metrics
@@ -145,7 +146,9 @@ class FastLane:
         if known.kind is Kind.STREAM:
             stream = cast("Stream", answer)
             self.encode(connection, known, stream.head, request_id, started)
-            connection.hand_over(stream, self._lane.stream_head(stream, request_id, known.head))
+            data = self._lane.stream_head(stream, request_id, known.head)
+            # Behind the answers before it, which are written in this turn.
+            asyncio.get_running_loop().call_soon(_hand_over, connection, stream, data)
             return None
         pending = _Pending(self, connection, known, request_id, started)
         if known.kind is Kind.COMMIT:
@@ -282,6 +285,11 @@ class FastLane:
             len(response.body),
             seconds,
         )
+
+
+def _hand_over(connection: Connection, stream: Stream, head: bytes) -> None:
+    with contextlib.suppress(ClientGone):
+        connection.hand_over(stream, head)
 
 
 class _Pending:
