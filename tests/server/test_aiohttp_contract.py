@@ -467,7 +467,11 @@ async def _frames() -> None:
         ((message, _),) = fed(b"GET /second HTTP/1.1\r\nHost: b\r\n\r\n".replace(b"Host: b\r\n", b""))
         assert message.path == "/first"
         assert message.headers["X"] == "GET /second HTTP/1.1"
-        # Line breaks before a request are passed over.
+        # Line breaks before a request are passed over, one by one too.
+        for empty in (b"\r", b"\n", b"\r\n", b"\r\n\r"):
+            assert fed(empty) == []
+            ((message, body),) = fed(POST)
+            assert (message.path, body.is_eof()) == ("/a", True)
         ((message, _),) = fed(b"\r\n\r\n" + GET)
         assert message.path == "/a?b=c"
         ((message, body),) = fed(POST[:-1])
