@@ -134,6 +134,9 @@ class FastProtocol(GateProtocol):
                 break
             self._pending = False
             answers.append(answer)
+            if start < size and self._gate.lane.closing:
+                # It said that it is the last one of this connection.
+                break
         self._write(answers)
         if start < size:
             self._keep(data[start:])
