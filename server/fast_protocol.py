@@ -80,6 +80,9 @@ class FastProtocol(GateProtocol):
 
     def _keep(self, data: bytes) -> None:
         """Keep what came too early; a client that sends on and on is not read any more."""
+        # aiohttp says that nothing came whenever a body is read from its parser.
+        if not data:
+            return
         self._kept.append(data)
         self._kept_size += len(data)
         if self._kept_size > KEPT_MAX:
