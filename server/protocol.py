@@ -180,6 +180,9 @@ class GateProtocol(RequestHandler):
             self._socket = None
             if not self.content.is_eof():
                 _break(self.content, ClientGone())
+            if self._waiter is not None and self._waiter.done() and self._task_handler is not None:
+                # It was woken for a request but has not run yet: it would find nothing to handle it with.
+                self._task_handler.cancel()
             super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
