@@ -190,13 +190,20 @@ class GateProtocol(RequestHandler):
         if self._socket is None:
             return
         # One by one: the parser forgets what stood before a request that it refuses.
-        while self._remaining == 0 and not self._begun and not self._broken:
-            stop = measured(data)
-            if stop >= len(data):
-                break
+        while not self._broken and (stop := self._stop(data)) < len(data):
             self._feed(data[:stop])
             data = data[stop:]
         self._feed(data)
+
+    def _stop(self, data: bytes) -> int:
+        """How much to feed at once, at least 1: no more than belongs to one request, if that is known."""
+        if self._remaining:
+            return self._remaining if self._remaining > 0 else len(data)
+        if not self._begun:
+            return measured(data)
+        # The rest of a head; how long its body is the parser will tell.
+        end = (self._tail + data).find(HEAD_END)
+        return max(1, end + 4 - len(self._tail)) if end >= 0 else len(data)
 
     def _feed(self, data: bytes) -> None:
         # Behind what is no HTTP nothing is read any more.
