@@ -335,7 +335,9 @@ class GateProtocol(RequestHandler):
 
 def measured(data: bytes) -> int:
     """Where the request that begins `data` ends, as far as its bytes tell; the parser's word counts."""
-    end = data.find(HEAD_END) + 4
+    # Empty lines before it are skipped, and belong to it here: one by one they would take their time.
+    begun = len(data) - len(data.lstrip(b"\r\n"))
+    end = data.find(HEAD_END, begun) + 4
     return end + announced_length(data[:end]) if end >= 4 else len(data)
 
 
