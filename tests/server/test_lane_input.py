@@ -1,6 +1,8 @@
 """Bad input: what the common lane refuses the fast lane refuses in the same words, and stores the same."""
 
 import random
+import re
+import time
 from collections.abc import AsyncIterator
 from itertools import pairwise
 from pathlib import Path
@@ -12,7 +14,7 @@ from hypothesis import strategies as st
 from tests.raw import request
 from tests.reliability.test_fuzz_sockets import streams
 from tests.running import Running
-from tests.server.lanes import both_lanes, same_answers
+from tests.server.lanes import Client, both_lanes, same_answers
 from tests.server.test_protocol import MALFORMED, OTHERS, TAKEN
 
 Gates = tuple[Running, Running]
@@ -381,6 +383,32 @@ async def test_bad_input_gets_the_same_words_in_both_lanes_wherever_it_stands(
     # What was smuggled into one of them is in one of the logs.
     assert await log_of(gates[0]) == await log_of(gates[1])
     assert {gate.gate.server.open for gate in gates} == {1}
+
+
+async def test_what_stands_before_bad_input_is_answered_wherever_the_stream_is_cut(gates: Gates) -> None:
+    """The parser forgets what it was given in one piece with what it refuses."""
+    token = gates[0].token()
+    good = get(token) + request("POST", PATH, READING, token=token) + get(token)
+    one = good + b"GARBAGE\r\n\r\n" + get(token)
+    for place in range(1, len(one), 3):
+        said = await same_answers(gates, [[one[:place], one[place:]]])
+        assert re.findall(rb"HTTP/1\.1 ([0-9]+)", said[0]) == [b"200", b"200", b"200", b"400"], place
+        assert said[1] == b"ended"
+
+
+async def test_a_flood_of_empty_lines_does_not_stop_the_loop(gates: Gates) -> None:
+    """A read of the socket has at most 256 KiB. Fed line by line it took 0.4 s."""
+    for gate in gates:
+        took = []
+        for _ in range(3):
+            client = Client(gate)
+            begun = time.perf_counter()
+            client.protocol.data_received(b"\r\n\r\n" * 65_536)
+            took.append(time.perf_counter() - begun)
+            await client.send(get(gate.token()))
+            assert client.transport.written.startswith(b"HTTP/1.1 200 ")
+            client.close()
+        assert min(took) < 0.1
 
 
 # Requests whose answers have no time of the gate in them.

@@ -10,7 +10,7 @@ import pytest
 from tests.handlers.wire import held_commit
 from tests.raw import Answer, Raw, request, until
 from tests.running import PATIENCE, Running, run_gate
-from tests.server.lanes import both_lanes
+from tests.server.lanes import Client, both_lanes
 
 DEVICE = "demo.a"
 PATH = f"/v1/devices/{DEVICE}/readings"
@@ -55,11 +55,18 @@ async def gate(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[
 # -- keep-alive --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["known", "new", "write", "coroutine", "refused", "body in pieces"])
+KINDS = ("known", "new", "write", "coroutine", "refused", "body in pieces")
+
+
 async def test_a_busy_connection_outlives_its_keepalive_timeout_three_times_and_an_idle_one_ends(
-    gate: Running, kind: str
+    gate: Running,
 ) -> None:
     """Every answer moves the deadline: it is never due while less than the timeout has passed."""
+    await asyncio.gather(*(keep_busy(gate, kind) for kind in KINDS))
+
+
+async def keep_busy(gate: Running, kind: str) -> None:
+    """A connection with one kind of requests, for three and a half timeouts; then an idle one."""
     loop, token = asyncio.get_running_loop(), gate.token()
     async with await Raw.open(gate.port) as connection:
         begun, number = loop.time(), 0
@@ -76,42 +83,38 @@ async def test_a_busy_connection_outlives_its_keepalive_timeout_three_times_and_
             if kind == "body in pieces":
                 await connection.send(data[:-5])
                 data = data[-5:]
-            assert (await connection.ask(data)).status == (401 if kind == "refused" else 200)
+            assert (await connection.ask(data)).status == (401 if kind == "refused" else 200), kind
             await asyncio.sleep(KEEPALIVE / 2)
         idle_since = loop.time() - KEEPALIVE / 2
         assert await connection.ended(5) == b""
-        assert KEEPALIVE - 0.05 < loop.time() - idle_since < KEEPALIVE + 1.5
+        assert KEEPALIVE - 0.05 < loop.time() - idle_since < KEEPALIVE + 1.5, kind
 
 
-@pytest.mark.parametrize("pipelined", [False, True])
-async def test_a_commit_that_takes_longer_than_the_keepalive_timeout_is_answered(
-    gate: Running, pipelined: bool
-) -> None:
+async def test_a_commit_that_takes_longer_than_the_keepalive_timeout_is_answered(gate: Running) -> None:
     """A pending answer suspends the deadline, which begins anew with the answer."""
     loop, token = asyncio.get_running_loop(), gate.token()
     async with held_commit(gate) as held:
-        connections = [await Raw.open(gate.port) for _ in range(5)]
+        connections = [await Raw.open(gate.port) for _ in range(10)]
         for number, connection in enumerate(connections):
             await connection.ask(get(token))
             await connection.ask(get(token))
-            await connection.send(post(token, 100 + number) + (get(token) if pipelined else b""))
+            await connection.send(post(token, 100 + number) + get(token) * (number % 3))
         async with asyncio.timeout(PATIENCE):
             await held.arrived.wait()
         begun = loop.time()
         # Time itself is what is tested.
         await asyncio.sleep(3 * KEEPALIVE)
-        assert gate.gate.server.open == 6
+        assert gate.gate.server.open == 11
         held.go.set()
-        for connection in connections:
-            assert (await connection.answer()).status == 200
-            if pipelined:
+        for number, connection in enumerate(connections):
+            for _ in range(1 + number % 3):
                 assert (await connection.answer()).status == 200
             assert (await connection.ask(get(token))).status == 200
         assert loop.time() - begun >= 3 * KEEPALIVE
         for connection in connections:
             assert await connection.ended(5) == b""
             connection.leave()
-    assert sorted(await stored(gate)) == [1, *range(100, 105)]
+    assert sorted(await stored(gate)) == [1, *range(100, 110)]
 
 
 async def test_a_slow_coroutine_suspends_the_deadline_too(
@@ -134,6 +137,33 @@ async def test_a_slow_coroutine_suspends_the_deadline_too(
         assert len((await connection.answer()).json["items"]) == 1
         assert (await connection.answer()).status == 200
         assert await connection.ended(5) == b""
+
+
+@pytest.mark.parametrize("body", [b"not json", b'{"metric": "t", "value": 1, "ts": 9}', b"{}", b"[]", b" "])
+async def test_a_connection_that_is_idle_after_a_body_is_left_alone(gate: Running, body: bytes) -> None:
+    """Whether it was accepted or not: nothing is missing, so nothing is too late."""
+    token = gate.token()
+    async with await Raw.open(gate.port) as connection:
+        for data in (request("POST", PATH, body, token=token), request("GET", LATEST, body, token=token)):
+            for _ in range(4):
+                assert (await connection.ask(data)).status in (200, 400, 422)
+                gate.gate.server.sweep()
+        assert (await connection.ask(get(token))).status == 200
+
+
+@pytest.mark.parametrize("version", ["1.1", "1.0"])
+async def test_a_client_that_leaves_in_the_moment_that_its_request_comes_breaks_nothing(
+    gate: Running, version: str
+) -> None:
+    """What breaks is logged as an error, which the gate of a test must not have."""
+    client = Client(gate)
+    await client.settled()
+    data = request("POST", PATH, reading(50), token=gate.token(), version=version)
+    client.protocol.data_received(data)
+    client.protocol.connection_lost(None)
+    await until(lambda: gate.gate.server.open == 1)
+    await gate.gate.commit.drain()
+    assert await stored(gate) in ([1], [1, 50])
 
 
 # -- shutdown ----------------------------------------------------------------------------------
