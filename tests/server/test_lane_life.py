@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -115,6 +116,29 @@ async def test_a_commit_that_takes_longer_than_the_keepalive_timeout_is_answered
             assert await connection.ended(5) == b""
             connection.leave()
     assert sorted(await stored(gate)) == [1, *range(100, 110)]
+
+
+async def test_what_comes_while_an_answer_is_pending_waits_for_its_turn(gate: Running) -> None:
+    """In pieces of its own, of which each could be answered at once."""
+    token = gate.token()
+    client = Client(gate)
+    await client.send(get(token), get(token), get(token))
+    before = len(client.transport.written)
+    async with held_commit(gate) as held:
+        client.protocol.data_received(post(token, 100, "X-Request-ID: a"))
+        async with asyncio.timeout(PATIENCE):
+            await held.arrived.wait()
+        for data in (get(token), get(token, "X-Request-ID: b"), post(token, 101, "X-Request-ID: c")):
+            client.protocol.data_received(data)
+            for _ in range(5):
+                await asyncio.sleep(0)
+        assert len(client.transport.written) == before
+    await client.settled()
+    ids = re.findall(rb"X-Request-ID: (\S+)", client.transport.written[before:])
+    assert [ids[0], *ids[2:]] == [b"a", b"b", b"c"]
+    assert len(ids) == 4
+    client.close()
+    assert await stored(gate) == [1, 100, 101]
 
 
 async def test_a_slow_coroutine_suspends_the_deadline_too(

@@ -270,6 +270,21 @@ async def test_a_limit_per_address_counts_each_address_apart_under_one_head(tmp_
             assert (await connection.ask(head)).status == 401
 
 
+async def test_a_limit_per_address_counts_the_clients_behind_a_proxy_apart_under_one_head(
+    tmp_path: Path,
+) -> None:
+    options = {"FAST_LANE": "1", "LOGIN_LIMIT": "3", "TRUSTED_PROXIES": "127.0.0.3/32"}
+    async with run_gate(tmp_path / "data", **options) as gate:
+        lines = ("Content-Type: application/x-www-form-urlencoded", "X-Forwarded-For: 9.9.9.9")
+        form = b"grant_type=client_credentials&client_id=a&client_secret=b"
+        head = request("POST", "/v1/token", form, headers=lines)
+        for peer in ("127.0.0.1", "127.0.0.3"):
+            async with connected(gate, peer) as connection:
+                said = [(await connection.ask(head)).status for _ in range(5)]
+                assert said == [401] * 3 + [429] * 2, peer
+        assert await figure(gate, HITS) == 8
+
+
 # -- what is asked at every use ----------------------------------------------------------------
 
 
