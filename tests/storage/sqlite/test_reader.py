@@ -347,3 +347,22 @@ def test_an_interrupt_between_two_statements_ends_the_job_and_not_the_next(tmp_p
         with pytest.raises(apsw.InterruptError):
             ask(reader, Reader.latest, "d")
         assert ask(reader, Reader.latest, "d").offset == 5
+
+
+def test_a_statement_is_compiled_once_whatever_is_bound(tmp_path: Path) -> None:
+    compiled: list[str | None] = []
+
+    def note(_: int, table: str | None, *__: object) -> int:
+        """SQLite asks while it compiles."""
+        compiled.append(table)
+        return apsw.SQLITE_OK
+
+    with store(tmp_path) as log, log.reader() as reader:
+        log.stored(numbers("d", "m", range(50)))
+        reader._connection.authorizer = note
+        ask(reader, Reader.range, Range("d", (), 0, 50), None, 10**9, 10)
+        assert "readings" in compiled
+        compiled.clear()
+        for start in range(10):
+            ask(reader, Reader.range, Range("d", (), start, 50 - start), None, 10**9, 10)
+        assert not compiled
