@@ -233,6 +233,22 @@ async def _counts() -> None:
         assert on.protocol._request_count == 3
 
 
+@part("_message_tail", "_current_request")
+async def _keeps_what_follows_an_upgrade() -> None:
+    """Bytes behind an upgrade are kept for whoever takes the connection; a request is known while it is
+    handled, and only then."""
+    async with stage() as on:
+        on.go.clear()
+        assert on.protocol._current_request is None
+        assert on.protocol._message_tail == b""
+        await on.client.send(UPGRADE + b"frames")
+        await until(lambda: len(on.seen) == 1)
+        assert on.protocol._current_request is on.seen[0]
+        assert on.protocol._message_tail == b"frames"
+        await on.client.send(b" and more")
+        await until(lambda: on.protocol._message_tail == b"frames and more")
+
+
 @part("_upgraded")
 async def _upgrades() -> None:
     """Set from the moment that an upgrade was parsed until it was declined."""
