@@ -17,7 +17,7 @@ from aiohttp.http_parser import RawRequestMessage
 from auth.tokens import KeyUnknown
 from handlers.problems import Problem
 from server.dispatch import NO_ROUTE
-from server.fast_lane import BODY_MAX, HEAD_MAX, FastLane, is_exact, is_plain
+from server.fast_lane import BODY_MAX, FastLane, is_exact, is_plain
 from server.protocol import HEAD_END, UNKNOWN, GateProtocol, GateServer, announced_length
 from server.wire import StreamWire
 
@@ -148,7 +148,7 @@ class FastProtocol(GateProtocol):
                     self._hand_over(answers, data[stop:])
                     return
                 try:
-                    answer = self._answer_parsed(head, started, now)
+                    answer = self._answer_parsed(head, stop - end, started, now)
                 except KeyUnknown:
                     self._hand_over(answers, data[stop:])
                     return
@@ -187,15 +187,15 @@ class FastProtocol(GateProtocol):
         self._look_for_errors()
         return False
 
-    def _answer_parsed(self, head: bytes, started: float, now: int) -> bytes | None:
+    def _answer_parsed(self, head: bytes, length: int, started: float, now: int) -> bytes | None:
         """Answer the one message that the parser has; KeyUnknown leaves it in the queue."""
         message, payload = self._messages[0]
         assert type(message) is RawRequestMessage
         assert self._parser is not None
-        seen = len(head) <= HEAD_MAX and head == self._last_head
+        again = head == self._last_head
         self._last_head = head
         self._pending = True
-        answer = self._fast.answer_parsed(self, message, payload, head if seen else b"", started, now)
+        answer = self._fast.answer_parsed(self, message, payload, head, length, started, now, again=again)
         self._messages.popleft()
         self._parser.message_consumed()
         return answer
