@@ -3,7 +3,7 @@
 import gc
 import gzip
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
@@ -173,13 +173,13 @@ async def test_requests_leave_nothing_for_the_garbage_collector(gates: Gates) ->
     """A cycle per request was once the tail of the latency: tens of thousands were freed at a time."""
     fast = gates[0]
     token = fast.token()
-    kinds = [
-        lambda n: request("GET", "/v1/devices/demo.a/latest", token),
+    kinds: list[Callable[[int], bytes]] = [
+        lambda _: request("GET", "/v1/devices/demo.a/latest", token),
         lambda n: request("GET", "/v1/devices/demo.a/latest", token, None, f"X-Request-ID: {n}"),
         lambda n: write(token, 10_000 + n),
         lambda n: write(token, 20_000 + n, 1, f"X-Request-ID: {n}"),
         lambda n: write(token, 10_000 + n, "a conflict"),
-        lambda n: request("GET", "/v1/devices/demo.a/readings?limit=2", token),
+        lambda _: request("GET", "/v1/devices/demo.a/readings?limit=2", token),
     ]
     for kind in kinds:
         client = Client(fast)
