@@ -63,7 +63,7 @@ class Readings:
         head = request.head
         if "If-None-Match" in head.headers:
             condition = ", ".join(head.headers.getall("If-None-Match", []))
-            if _matches(condition, etag):
+            if matches(condition, etag):
                 return Response(304, lines=lines)
         response = respond(head.accept, _latest_out(latest, position, stamp(request)))
         response.lines = lines
@@ -193,7 +193,7 @@ class Readings:
                 yield found.readings
 
 
-def _matches(condition: str, etag: str) -> bool:
+def matches(condition: str, etag: str) -> bool:
     """Weak comparison of If-None-Match (RFC 9110 section 13.1.2)."""
     opaque = etag.removeprefix("W/")
     return condition.strip() == "*" or any(

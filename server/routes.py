@@ -1,6 +1,7 @@
 """The one table of routes: method, path, handler, kind, scope, cost."""
 
 from auth.principal import Scope
+from handlers.console import Console
 from handlers.devices import DeviceHandlers
 from handlers.exchange import Handler, Kind, Media
 from handlers.health import Health
@@ -22,6 +23,7 @@ _WRITE = (Media.JSON, Media.MSGPACK, Media.NDJSON)
 _FORM = (Media.FORM,)
 _JSON = (Media.JSON,)
 _TEXT = (Media.TEXT,)
+_HTML = (Media.HTML,)
 
 
 class _Rows:
@@ -61,6 +63,7 @@ def table(
     devices: DeviceHandlers,
     tokens: TokenHandlers,
     health: Health,
+    console: Console,
 ) -> Table:
     """All routes."""
     rows = _Rows()
@@ -93,4 +96,5 @@ def table(
     add("GET", "/problems", health.problems, sync, None)
     add("GET", "/problems/{code}", health.problem, sync, None)
     add("GET", METRICS, health.metrics, coroutine, None, offers=_TEXT)
+    add("GET", "/", console.page, sync, None, offers=_HTML)
     return rows.table

@@ -31,6 +31,7 @@ API = {
     ("GET", "/problems"): None,
     ("GET", "/problems/{code}"): None,
     ("GET", "/metrics"): None,
+    ("GET", "/"): None,
 }
 
 
