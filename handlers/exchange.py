@@ -2,9 +2,11 @@
 
 A handler never sees a socket. The route table states its kind: it gives a Response at once (SYNC),
 a Deferred whose answer comes from a commit, or at once a Response (COMMIT), a coroutine (COROUTINE),
-a Response at once where a cache has it, else a coroutine (CACHED).
+a Response at once where a cache has it, else a coroutine (CACHED), a Stream that takes the connection
+over, or at once a Response (STREAM).
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Coroutine
 from enum import IntEnum
 from typing import Any, Protocol
@@ -22,6 +24,7 @@ class Kind(IntEnum):
     COMMIT = 1
     COROUTINE = 2
     CACHED = 3
+    STREAM = 4
 
 
 class Media(IntEnum):
@@ -35,6 +38,7 @@ class Media(IntEnum):
     FORM = 5
     TEXT = 6
     HTML = 7
+    EVENTS = 8
 
 
 class Headers(Protocol):
@@ -108,6 +112,16 @@ class Response(Struct):
     lines: str = ""
 
 
+class _Nothing(AsyncIterator[bytes]):
+    """No pieces: what has them has a head alone, whose length is not told."""
+
+    async def __anext__(self) -> bytes:
+        raise StopAsyncIteration
+
+
+NOTHING = _Nothing()
+
+
 class Deferred:
     """An answer that a commit will give: `render` makes it from the settled write."""
 
@@ -118,18 +132,54 @@ class Deferred:
         self.render = render
 
 
-Answer = Response | Deferred | Coroutine[Any, Any, Response]
-Handler = Callable[[Request], Answer]
-
-
 class Sink(Protocol):
     """Where a stream goes: bytes out, how many still wait, and the end."""
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes, /) -> None:
         """Send, or keep for sending."""
 
     def pending(self) -> int:
         """How many bytes are kept."""
 
+    def hold(self) -> None:
+        """Read nothing from the client until `release`."""
+
+    def release(self) -> None:
+        """Read on."""
+
     def close(self) -> None:
         """Send what is kept, then end."""
+
+    def abort(self) -> None:
+        """End at once."""
+
+
+class Stream(ABC):
+    """An answer without an end: it has the connection for itself once its head is sent."""
+
+    __slots__ = ()
+
+    @property
+    @abstractmethod
+    def head(self) -> Response:
+        """Status and headers; there is no body."""
+
+    @abstractmethod
+    def opened(self, sink: Sink) -> None:
+        """The head is sent."""
+
+    @abstractmethod
+    def received(self, data: bytes) -> None:
+        """The client has sent something."""
+
+    @abstractmethod
+    def drained(self) -> None:
+        """Nothing is kept any more, after something was."""
+
+    @abstractmethod
+    def lost(self) -> None:
+        """The connection is gone."""
+
+
+Answer = Response | Deferred | Stream | Coroutine[Any, Any, Response]
+Handler = Callable[[Request], Answer]

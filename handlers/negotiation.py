@@ -14,6 +14,7 @@ MEDIA_TYPES = {
     "application/x-www-form-urlencoded": Media.FORM,
     "text/plain": Media.TEXT,
     "text/html": Media.HTML,
+    "text/event-stream": Media.EVENTS,
 }
 _NAMES = {
     Media.JSON: "application/json",
@@ -23,6 +24,7 @@ _NAMES = {
     Media.FORM: "application/x-www-form-urlencoded",
     Media.TEXT: "text/plain",
     Media.HTML: "text/html",
+    Media.EVENTS: "text/event-stream",
 }
 _QUALITY = re.compile(r"q=(0(?:\.[0-9]{0,3})?|1(?:\.0{0,3})?)", re.ASCII)
 

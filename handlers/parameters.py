@@ -3,7 +3,7 @@
 import re
 from typing import TypeVar
 
-from handlers.exchange import Media, Request
+from handlers.exchange import Head, Media, Request
 from handlers.problems import Problem
 from handlers.times import (
     InvalidTime,
@@ -107,6 +107,12 @@ def metrics(query: Query) -> tuple[str, ...]:
     return tuple(names)
 
 
+def bearer(head: Head) -> str:
+    """The token of a stream: from the header, else from the query, since browsers cannot set headers."""
+    given = head.headers.get("Authorization", "")
+    return given.partition(" ")[2].strip() if given else (one(head.query, "access_token") or "")
+
+
 def patterns(query: Query) -> tuple[Pattern, ...]:
     """The device patterns asked for; none means all."""
     try:
@@ -138,6 +144,11 @@ def readable_device(request: Request) -> str:
 
 
 _FORMATS = {"rfc3339": TimeFormat.RFC3339, "ms": TimeFormat.MS, "us": TimeFormat.US}
+
+
+def time_format(query: Query) -> TimeFormat:
+    """How times are to be written."""
+    return choice(query, "time", _FORMATS, TimeFormat.RFC3339)
 
 
 def stamp(request: Request) -> Stamp:

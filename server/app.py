@@ -20,8 +20,16 @@ from auth.tokens import TokenVerifier
 from handlers.console import Console
 from handlers.devices import DeviceHandlers
 from handlers.health import Health
+from handlers.hub import Hub
+from handlers.live.alarm import Alarm
+from handlers.live.healer import Healer
+from handlers.live.recovery import Recoveries
+from handlers.live.streams import Streams
+from handlers.live.wires import Wires
 from handlers.reading import Readings
+from handlers.sse import EventStreams
 from handlers.tokens import TokenHandlers
+from handlers.websocket import WebSockets
 from handlers.writing import Writing
 from server import identity, logs, routes
 from server.cors import Cors
@@ -38,6 +46,7 @@ from server.settings import Settings
 from storage.cache import LatestCache
 from storage.commit import GroupCommit
 from storage.errors import StorageError, Unavailable
+from storage.models import Batch
 from storage.sqlite.engine import SqliteEngine
 
 _log = logging.getLogger("tidegate.app")
@@ -51,6 +60,9 @@ SWEEP_EVERY = 30.0
 MEMO_HEADS = 10_000
 MEMO_BYTES = 8 * 1024 * 1024
 ISSUERS_EVERY = 60.0
+# Seconds at the end that streams wait for the commits under way, and their clients have for the last words.
+STREAMS_DRAIN = 2.0
+STREAMS_END = 3.0
 
 
 def wall_clock() -> int:
@@ -78,12 +90,24 @@ class Gate:
         self.cache = LatestCache(engine.latest, settings.cache_devices, settings.cache_ttl)
         self.commit = GroupCommit(
             engine,
-            self.cache.apply,
+            self._publish,
             self._observe_commit,
             readings=settings.queue_readings,
             size=settings.queue_bytes,
             deadline=COMMIT_DEADLINE,
         )
+        loop = asyncio.get_running_loop()
+        self.alarm = Alarm(loop)
+        self.hub = Hub(
+            engine.state().head,
+            window=settings.stream_window,
+            now=loop.time,
+            alarm=self.alarm.set,
+            observe=self._observe_delivery,
+        )
+        self.alarm.ring = self.hub.ring
+        self.healer = Healer(self.hub, engine)
+        self.recoveries = Recoveries(self.hub, engine)
         lifetime = identity.lifetime(settings)
         self.revocations = Revocations(
             engine, self._tokens_changed, issuer=settings.jwt_issuer, lifetime=lifetime
@@ -98,6 +122,7 @@ class Gate:
                 for outside in settings.jwt_issuers
             ],
         )
+        self.streams = Streams(self.verifier, loop.time, time.time)
         self._requests = _limiter("requests", settings.rate_limit)
         self._points = _limiter("points", settings.point_limit)
         # Who mistypes a secret does so several times in a row: the whole limit is the burst.
@@ -120,12 +145,28 @@ class Gate:
             self._render,
             settings.metrics_token,
         )
+        wires = Wires(engine.state().epoch)
+        bound = settings.stream_queue
+        sockets = WebSockets(
+            self.hub,
+            self.recoveries,
+            self.streams,
+            wires,
+            self.writing.of_any,
+            self._requests,
+            settings.cors_origins,
+            bound,
+            wall_clock,
+        )
+        events = EventStreams(self.hub, self.recoveries, self.streams, wires, bound)
         parts = (
             self.writing,
             Readings(engine, engine, self.cache),
             DeviceHandlers(engine, self.cache, logs.audit),
             self.tokens,
             health,
+            sockets,
+            events,
             Console(),
         )
         table = self.routes = routes.table(*parts)
@@ -163,14 +204,36 @@ class Gate:
             ):
                 task = asyncio.create_task(_repeat(name, every, work), name=name)
                 stack.push_async_callback(_end, task)
-            stack.push_async_callback(_end, asyncio.create_task(gate._reload_keys(), name="reload"))
+            stack.push_async_callback(gate.recoveries.close)
+            for name, running in (
+                ("reload", gate._reload_keys()),
+                ("streams", gate.streams.run()),
+                ("healer", gate.healer.run()),
+            ):
+                stack.push_async_callback(_end, asyncio.create_task(running, name=name))
+            stack.callback(gate.alarm.close)
             stack.push_async_callback(gate.drain)
             yield gate
 
     async def drain(self) -> None:
         """Let what was accepted finish; the listening sockets are closed by then."""
-        await self.server.drain(self._settings.shutdown_timeout)
+        await asyncio.gather(self.server.drain(self._settings.shutdown_timeout), self._end_streams())
         await self.operations.drain(0.1)
+
+    async def _end_streams(self) -> None:
+        """End the streams with what was written up to now."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(STREAMS_DRAIN):
+                await self.commit.drain()
+        await self.streams.close(STREAMS_END)
+
+    def _publish(self, batch: Batch) -> None:
+        """What was committed, before the writers get their answers."""
+        self.cache.apply(batch)
+        self.hub.publish(batch)
+
+    def _observe_delivery(self, seconds: float) -> None:
+        self.metrics.observe_delivery(seconds)
 
     async def _reload_keys(self) -> None:
         """Read the key files again whenever `reload` is set; if they cannot be used, the old ones stay."""

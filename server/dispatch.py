@@ -125,7 +125,9 @@ class Dispatch:
         principal = ANONYMOUS
         try:
             if endpoint.scope is not None:
-                principal = self._authenticate(headers)
+                # Browsers cannot set headers on streams.
+                token = _query(query_string) if endpoint.kind is Kind.STREAM else {}
+                principal = self._authenticate(headers, token.get("access_token", []))
                 self._authorise(endpoint, endpoint.scope, principal)
             query = _query(query_string)
             accept = accepted(", ".join(headers.getall("Accept", [])), endpoint.offers)
@@ -196,8 +198,10 @@ class Dispatch:
             raise Problem("method_not_allowed", f"{method} is not allowed here", headers=(allow,)) from None
         return match.target, match.params
 
-    def _authenticate(self, headers: Headers) -> Principal:
+    def _authenticate(self, headers: Headers, tokens: list[str]) -> Principal:
         given = headers.getall("Authorization", [])
+        if not given and tokens:
+            return self._verifier.verify(tokens[0])
         if not given:
             raise Problem("token_missing", "expected Authorization: Bearer <token>", headers=(challenge(),))
         scheme, _, token = given[0].partition(" ")

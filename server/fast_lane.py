@@ -16,7 +16,7 @@ from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 from auth.principal import ANONYMOUS, Principal
 from auth.rate_limit import Limiter
 from auth.tokens import KeyUnknown, TokenVerifier
-from handlers.exchange import Answer, Deferred, Headers, Kind, Request, Response
+from handlers.exchange import Answer, Deferred, Headers, Kind, Request, Response, Stream
 from server.dispatch import Admitted, Dispatch, NotAdmitted, Preflight, RequestIds
 from server.encoding import Encoder
 from server.lane import NO_ROUTE, Lane
@@ -44,6 +44,9 @@ class Connection(Protocol):
 
     async def finish_stream(self, wire: StreamWire) -> None:
         """The same for an answer in pieces."""
+
+    def hand_over(self, stream: Stream, head: bytes) -> None:
+        """Give the connection to a stream for good."""
 
 
 def is_exact(message: RawRequestMessage, length: int) -> bool:
@@ -210,6 +213,11 @@ class FastLane:
                 connection.finish(self._whole(admitted, response, request_id, origin, started, connection))
 
             deferred.write.then(settled)
+            return None
+        if admitted.endpoint.kind is Kind.STREAM:
+            stream = cast("Stream", answer)
+            self._whole(admitted, stream.head, request_id, origin, started, connection)
+            connection.hand_over(stream, self._lane.stream_head(stream, request_id, admitted.head))
             return None
         making = cast("Coroutine[Any, Any, Response]", answer)
         task = asyncio.get_running_loop().create_task(

@@ -165,13 +165,15 @@ class FastProtocol(GateProtocol):
         """Answer the one message that the parser has; KeyUnknown leaves it in the queue."""
         message, payload = self._messages[0]
         assert type(message) is RawRequestMessage
-        assert self._parser is not None
+        # A stream takes the connection away, and aiohttp forgets the parser.
+        parser = self._parser
+        assert parser is not None
         seen = len(head) <= HEAD_MAX and head == self._last_head
         self._last_head = head
         self._pending = True
         answer = self._fast.answer_parsed(self, message, payload, head if seen else b"", now)
         self._messages.popleft()
-        self._parser.message_consumed()
+        parser.message_consumed()
         return answer
 
     def _hand_over(self, answers: list[bytes], rest: bytes) -> None:

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from time import perf_counter
-from typing import cast
+from typing import Protocol, cast
 
 from aiohttp import web
 from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
@@ -13,14 +13,14 @@ from aiohttp.web_protocol import RequestPayloadError
 from auth.principal import ANONYMOUS, Principal
 from auth.tokens import KeyUnknown, TokenVerifier
 from handlers import codings
-from handlers.exchange import Deferred, Headers, Request, Response
+from handlers.exchange import Deferred, Head, Headers, Request, Response, Stream
 from handlers.problems import Problem, retry_after
 from server.dispatch import Admitted, Dispatch, Endpoint, NotAdmitted, Preflight, RequestIds
 from server.encoding import Encoder
 from server.logs import AccessLog
 from server.metrics import Metrics
 from server.proxies import Network, Proxies
-from server.wire import StreamWire, Wire, close_pieces
+from server.wire import StreamWire, Taken, Wire, close_pieces
 
 # Compressed bodies above this are decoded in a thread: inflating megabytes stops the loop.
 INFLATE_INLINE = 64 * 1024
@@ -42,6 +42,13 @@ class BrokenBody(RequestPayloadError):
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem.detail)
         self.problem = problem
+
+
+class Takeover(Protocol):
+    """A connection that can be given away."""
+
+    def hand_over(self, stream: Stream, head: bytes) -> None:
+        """Give the connection to a stream for good. ClientGone if the client was faster."""
 
 
 class Lane:
@@ -85,13 +92,19 @@ class Lane:
         headers = cast("Headers", source.headers)
         request_id = self._ids.choose(headers.get("X-Request-ID", ""))
         principal, index = ANONYMOUS, NO_ROUTE
+        stream: Stream | None = None
         try:
             admitted = await self._admit(source, headers)
             principal, index = admitted.head.principal, admitted.endpoint.index
             body = await self._body(source, admitted)
             address = self.address(source.remote or "", headers)
             request = Request(admitted.head, body, request_id, address, self._now())
-            response = await self._answer(admitted.endpoint, request)
+            answer = await self._answer(admitted.endpoint, request)
+            match answer:
+                case Stream():
+                    stream, response = answer, answer.head
+                case _:
+                    response = answer
         except Preflight as preflight:
             response = preflight.response
         except NotAdmitted as refused:
@@ -102,7 +115,13 @@ class Lane:
             raise
         except Exception as error:
             response = self._dispatch.problem(error, request_id)
-        wire = await self._encode(source, response, request_id, principal)
+        wire: Wire | Taken
+        if stream is not None:
+            head = self.stream_head(stream, request_id, admitted.head)
+            cast("Takeover", source.protocol).hand_over(stream, head)
+            wire = Taken()
+        else:
+            wire = await self._encode(source, response, request_id, principal)
         seconds = perf_counter() - started
         self._metrics.observe_request(index, response.status, seconds)
         if self._access is not None:
@@ -127,10 +146,10 @@ class Lane:
             await self._verifier.fetch(unknown.issuer)
             return self._dispatch.admit(message.method, message.path, version, headers)
 
-    async def _answer(self, endpoint: Endpoint, request: Request) -> Response:
+    async def _answer(self, endpoint: Endpoint, request: Request) -> Response | Stream:
         answer = self._dispatch.call(endpoint, request)
         match answer:
-            case Response():
+            case Response() | Stream():
                 return answer
             case Deferred():
                 settled = asyncio.Event()
@@ -139,6 +158,13 @@ class Lane:
                 return self._dispatch.render(answer, request.id)
             case _:
                 return await answer
+
+    def stream_head(self, stream: Stream, request_id: str, head: Head) -> bytes:
+        """How the answer begins that is a stream; its connection serves nothing else."""
+        lines = self._dispatch.header_lines(head.principal, head.headers.get("Origin", ""))
+        response = stream.head
+        connection = "Upgrade" if response.status == 101 else "close"
+        return self._encoder.encode(response, request_id, lines, bodiless=True, connection=connection)
 
     async def _encode(
         self, source: web.BaseRequest, response: Response, request_id: str, principal: Principal

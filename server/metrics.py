@@ -30,7 +30,13 @@ _COLUMN_OF = [_STATUSES.index(code) if code in _STATUSES else len(_STATUSES) for
 # Families that are rendered from the arrays here.
 _OWN = frozenset(
     f"tidegate_{name}"
-    for name in ("requests", "request_duration_seconds", "commit_duration_seconds", "commit_readings")
+    for name in (
+        "requests",
+        "request_duration_seconds",
+        "commit_duration_seconds",
+        "commit_readings",
+        "delivery_duration_seconds",
+    )
 )
 
 Read = Callable[[], float]
@@ -108,6 +114,7 @@ class Metrics(Collector):
         self._latencies = [Histogram(SECONDS) for _ in self._routes]
         self._commits = Histogram(SECONDS)
         self._batches = Histogram(READINGS)
+        self._deliveries = Histogram(SECONDS)
         self._pulled: dict[str, _Pulled] = {}
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
@@ -123,6 +130,10 @@ class Metrics(Collector):
         """Count a transaction that carried so many readings and took so long."""
         self._batches.observe(readings)
         self._commits.observe(seconds)
+
+    def observe_delivery(self, seconds: float) -> None:
+        """Count a batch that took so long from its commit to the last socket."""
+        self._deliveries.observe(seconds)
 
     def counter(self, name: str, help: str, read: Read, **labels: str) -> None:
         """Show what `read` returns, a number that only grows. `name` ends with `_total`.
@@ -165,6 +176,11 @@ class Metrics(Collector):
         yield from self._requests()
         yield _histogram("tidegate_commit_duration_seconds", "Time of a transaction.", self._commits)
         yield _histogram("tidegate_commit_readings", "Readings of a transaction.", self._batches)
+        yield _histogram(
+            "tidegate_delivery_duration_seconds",
+            "Time from a commit until its readings were written to the last follower's socket.",
+            self._deliveries,
+        )
         for pulled in self._pulled.values():
             yield pulled.family()
 

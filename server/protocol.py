@@ -17,11 +17,13 @@ from aiohttp.http_exceptions import LineTooLong
 from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 from aiohttp.web_protocol import RequestHandler, RequestPayloadError
 
+from handlers.exchange import Stream
 from handlers.problems import Problem, retry_after
 from server.dispatch import RequestIds
 from server.encoding import Encoder
 from server.lane import NO_ROUTE, BrokenBody, ClientGone, Lane
 from server.metrics import Metrics
+from server.streams import StreamProtocol
 from server.wire import Wire
 
 _log = logging.getLogger("tidegate.protocol")
@@ -78,6 +80,7 @@ class GateServer(web.Server):
         self.refused = 0
         self.parse_errors = 0
         self._empty = asyncio.Event()
+        self._streams: dict[StreamProtocol, None] = {}
 
     def __call__(self) -> RequestHandler:
         """A protocol for a new connection."""
@@ -86,7 +89,7 @@ class GateServer(web.Server):
     @property
     def open(self) -> int:
         """How many connections are open."""
-        return len(self._connections)
+        return len(self._connections) + len(self._streams)
 
     def sweep(self) -> None:
         """Close connections whose time for a head is over, and those that do not read their answers."""
@@ -105,6 +108,15 @@ class GateServer(web.Server):
             self._forgotten()
         else:
             task.add_done_callback(self._forgotten)
+
+    def stream(self, transport: asyncio.Transport, stream: Stream) -> StreamProtocol:
+        """What has a connection from now on that aiohttp has let go."""
+        protocol = StreamProtocol(transport, stream, self._stream_gone)
+        self._streams[protocol] = None
+        return protocol
+
+    def _stream_gone(self, protocol: StreamProtocol) -> None:
+        del self._streams[protocol]
 
     def _forgotten(self, _: object = None) -> None:
         if not self._connections:
@@ -260,6 +272,16 @@ class GateProtocol(RequestHandler):
         if not content.is_eof():
             refused = cast("Any", self._messages[-1][0])
             _break(content, BrokenBody(_refusal(refused.exc, refused.message)))
+
+    def hand_over(self, stream: Stream, head: bytes) -> None:
+        """Give the connection to a stream for good. ClientGone if the client was faster."""
+        transport, rest = self.transport, self._message_tail
+        if transport is None:
+            raise ClientGone
+        # So that aiohttp does not close what it forgets.
+        self.transport = None
+        self.connection_lost(None)
+        self._gate.stream(transport, stream).begin(head, rest)
 
     @property
     def _idle(self) -> bool:

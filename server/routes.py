@@ -6,7 +6,9 @@ from handlers.devices import DeviceHandlers
 from handlers.exchange import Handler, Kind, Media
 from handlers.health import Health
 from handlers.reading import Readings
+from handlers.sse import EventStreams
 from handlers.tokens import TokenHandlers
+from handlers.websocket import WebSockets
 from handlers.writing import Writing
 from server.dispatch import Endpoint
 from server.router import Route
@@ -23,6 +25,7 @@ _WRITE = (Media.JSON, Media.MSGPACK, Media.NDJSON)
 _FORM = (Media.FORM,)
 _JSON = (Media.JSON,)
 _TEXT = (Media.TEXT,)
+_EVENTS = (Media.EVENTS,)
 _HTML = (Media.HTML,)
 
 
@@ -63,6 +66,8 @@ def table(
     devices: DeviceHandlers,
     tokens: TokenHandlers,
     health: Health,
+    sockets: WebSockets,
+    events: EventStreams,
     console: Console,
 ) -> Table:
     """All routes."""
@@ -71,6 +76,7 @@ def table(
     write, read = Scope.READINGS_WRITE, Scope.READINGS_READ
     manage, look, admin = Scope.DEVICES_WRITE, Scope.DEVICES_READ, Scope.ADMIN
     sync, commit, coroutine, cached = Kind.SYNC, Kind.COMMIT, Kind.COROUTINE, Kind.CACHED
+    stream = Kind.STREAM
 
     add("POST", "/v1/devices/{device}/readings", writing.of_device, commit, write, consumes=_WRITE)
     add("POST", "/v1/readings", writing.of_any, commit, write, consumes=_WRITE)
@@ -78,6 +84,10 @@ def table(
     add("GET", "/v1/latest", readings.latest_page, coroutine, read)
     add("GET", "/v1/devices/{device}/readings", readings.range, coroutine, read, offers=_EXPORT)
     add("GET", "/v1/readings", readings.log, coroutine, read, offers=_EXPORT)
+
+    # Which scopes a socket needs depends on what is said over it.
+    add("GET", "/v1/stream", sockets.open, stream, Scope.NONE)
+    add("GET", "/v1/events", events.open, stream, read, offers=_EVENTS)
 
     add("GET", "/v1/devices", devices.list, coroutine, look)
     add("GET", "/v1/devices/{device}", devices.get, coroutine, look)

@@ -167,6 +167,7 @@ def _origins(text: str) -> Origins:
 
 
 _SIZE = _within(size, "1KiB", "1GiB")
+_QUEUE = _within(size, "64KiB", "1GiB")
 _COUNT = _within(_integer, "1", "1000000000")
 _LIMIT = _within(_integer, "0", "1000000000")
 _PORT = _within(_integer, "0", "65535")
@@ -216,6 +217,8 @@ class Settings(Struct, frozen=True, kw_only=True):
     shutdown_timeout: Annotated[int, _Row("8s", _END, "Time that requests have to finish after SIGTERM.")]
     queue_readings: Annotated[int, _Row("200000", _COUNT, "Readings that may wait for the commit.")]
     queue_bytes: Annotated[int, _Row("64MiB", _SIZE, "Bytes of readings that may wait for the commit.")]
+    stream_queue: Annotated[int, _Row("2MiB", _QUEUE, "Bytes that may wait for one follower of a stream.")]
+    stream_window: Annotated[int, _Row("32MiB", _SIZE, "Memory for the newest readings, to resume from.")]
     cache_devices: Annotated[int, _Row("10000", _COUNT, "Devices whose newest values stay in memory.")]
     cache_ttl: Annotated[int, _Row("60s", _WAIT, "Time they stay there before the database is asked.")]
 

@@ -72,6 +72,20 @@ class Wire:
                 raise ConnectionResetError("the client does not read its answer") from error
 
 
+class Taken:
+    """The place of an answer on a connection that a stream has taken: nothing is left to write."""
+
+    __slots__ = ()
+
+    keep_alive = False
+
+    async def prepare(self, _: web.BaseRequest) -> None:
+        """Nothing."""
+
+    async def write_eof(self) -> None:
+        """Nothing."""
+
+
 class StreamWire(Wire):
     """An answer whose body comes in pieces, in chunks or until the connection closes."""
 

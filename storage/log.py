@@ -52,10 +52,14 @@ class LogState(Struct, frozen=True):
 
 
 class LogPage(Struct, frozen=True):
-    """A stretch of the log. `scanned`: the offset up to which it was searched."""
+    """A stretch of the log. `scanned`: the offset up to which it was searched.
+
+    `floor`: the newest offset removed by age when it was read; what lies below it may be missing.
+    """
 
     readings: list[Reading]
     scanned: int
+    floor: int
 
 
 class Range(Struct, frozen=True):

@@ -39,6 +39,20 @@ class Pattern(Struct, frozen=True):
         fits = len(found) > len(self.tokens) if self.deeper else len(found) == len(self.tokens)
         return fits and all(token in ("*", other) for token, other in zip(self.tokens, found, strict=False))
 
+    def overlaps(self, other: "Pattern") -> bool:
+        """Whether there can be a device id that both take in."""
+        shorter, longer = sorted((self, other), key=_length)
+        if len(shorter.tokens) != len(longer.tokens) and not shorter.deeper:
+            return False
+        if len(shorter.tokens) == len(longer.tokens) and shorter.deeper != longer.deeper:
+            return False
+        pairs = zip(shorter.tokens, longer.tokens, strict=False)
+        return all(a == b or "*" in (a, b) for a, b in pairs)
+
+
+def _length(pattern: Pattern) -> int:
+    return len(pattern.tokens)
+
 
 def parse_pattern(text: str) -> Pattern:
     """Read a pattern; InvalidPattern says what is wrong with it."""

@@ -21,6 +21,7 @@ _LOG = (
     "SELECT r.offset, s.device, s.metric, r.ts, r.value FROM readings r "
     "LEFT JOIN series s ON s.id = r.series WHERE r.offset > ? AND r.offset <= ? ORDER BY r.offset LIMIT ?"
 )
+_FLOOR = "SELECT floor FROM head WHERE id = 1"
 _SERIES = "SELECT id, metric FROM series WHERE device = ? ORDER BY metric"
 _RANGE = "SELECT ts, offset, value FROM readings WHERE series = ? AND ts >= ? AND ts < ? ORDER BY ts"
 _RANGE_DOWN = _RANGE + " DESC"
@@ -112,6 +113,8 @@ class Reader:
 
     def read_from(self, offset: int, until: int, limit: int, selection: Selection) -> LogPage:
         """See storage.log.Log."""
+        self._hold()
+        floor: int = self._execute(_FLOOR, ()).get
         takes = selection.takes
         readings: list[Reading] = []
         scanned, last = 0, offset
@@ -122,9 +125,9 @@ class Reader:
             if device is not None and takes(device, metric):
                 readings.append(Reading(last, device, metric, ts, decode_value(value)))
                 if len(readings) == limit:
-                    return LogPage(readings, last)
+                    return LogPage(readings, last, floor)
         # A page that ran out of rows has searched up to the end, holes included.
-        return LogPage(readings, last if scanned == SEARCH_ROWS else until)
+        return LogPage(readings, last if scanned == SEARCH_ROWS else until, floor)
 
     def range(self, span: Range, after: tuple[int, int] | None, until: int, limit: int) -> list[Reading]:
         """See storage.log.Log."""

@@ -49,6 +49,8 @@ def test_an_empty_environment_gives_the_documented_defaults() -> None:
         shutdown_timeout=8,
         queue_readings=200_000,
         queue_bytes=64 * 1024 * 1024,
+        stream_queue=2 * 1024 * 1024,
+        stream_window=32 * 1024 * 1024,
         cache_devices=10_000,
         cache_ttl=60,
         metrics_port=0,

@@ -1,0 +1,182 @@
+"""The hub: every committed batch, matched once per filter, encoded once per wire, given to all who follow.
+
+It is pure and synchronous: no sockets, no tasks. Whoever drives it publishes batches, calls `ring` when it
+asked to be woken, and fills the gaps that it finds from the log.
+"""
+
+import heapq
+import logging
+from collections.abc import Callable
+from itertools import count
+
+from handlers.live.filters import FilterIndex
+from handlers.live.follower import Figures, Follower, Group
+from handlers.live.items import Delivery, Item
+from handlers.live.window import Window
+from storage.models import Batch
+
+_log = logging.getLogger("tidegate.hub")
+
+
+# Alarms of followers that may have gone, before somebody looks.
+ALARMS = 1_000
+
+
+class Hub:
+    """Joins batches to one stream and hands it on.
+
+    `head`: the offset up to which everything was handed on. `missing`: the offset up to which the hub knows
+    that there is more; while it is above `head`, somebody must read the log and publish what it has.
+    `window`: bytes of the newest readings in memory. `now`: loop time. `alarm`: called with the loop time
+    at which `ring` must be called, if that is earlier than what was asked before. `observe`: called with the
+    seconds from a batch to the last socket.
+    """
+
+    def __init__(
+        self,
+        head: int,
+        *,
+        window: int,
+        now: Callable[[], float],
+        alarm: Callable[[float], None],
+        observe: Callable[[float], None],
+    ) -> None:
+        self.head = head
+        self.missing = head
+        self.window = Window(head, window)
+        self.figures = Figures()
+        self.now = now
+        self._alarm = alarm
+        self._observe = observe
+        self._index: FilterIndex[Group] = FilterIndex()
+        self._groups: dict[frozenset[object], Group] = {}
+        self._alarms: list[tuple[float, int, Follower]] = []
+        self._alarms_max = ALARMS
+        self._numbers = count()
+
+    @property
+    def filters(self) -> int:
+        """How many different filters there are."""
+        return len(self._groups)
+
+    # -- followers -----------------------------------------------------------------------------
+
+    def join(self, follower: Follower) -> None:
+        """See handlers.live.follower.Source."""
+        filters = {one.filter.key: one.filter for one in follower.live}
+        key: frozenset[object] = frozenset(filters)
+        group = follower.group
+        if group is not None:
+            if group.key == key:
+                return
+            self.leave(follower)
+        if not key:
+            return
+        found = self._groups.get(key)
+        if found is None:
+            found = self._groups[key] = Group(key)
+            self._index.add(found, filters.values())
+        found.followers[follower] = None
+        follower.group = found
+
+    def leave(self, follower: Follower) -> None:
+        """See handlers.live.follower.Source."""
+        group = follower.group
+        if group is not None:
+            follower.group = None
+            del group.followers[follower]
+            if not group.followers:
+                del self._groups[group.key]
+                self._index.remove(group)
+
+    def wake(self, follower: Follower, at: float) -> None:
+        """See handlers.live.follower.Source."""
+        if len(self._alarms) > self._alarms_max:
+            # Those who have gone would stay until their time comes.
+            self._alarms = [alarm for alarm in self._alarms if alarm[2].open]
+            heapq.heapify(self._alarms)
+            self._alarms_max = max(ALARMS, 2 * len(self._alarms))
+        earlier = not self._alarms or at < self._alarms[0][0]
+        heapq.heappush(self._alarms, (at, next(self._numbers), follower))
+        if earlier:
+            self._alarm(at)
+
+    def ring(self) -> None:
+        """Let the followers send what they held back long enough."""
+        now = self.now()
+        while self._alarms and self._alarms[0][0] <= now:
+            at, _, follower = heapq.heappop(self._alarms)
+            # It may have asked for an earlier time since.
+            if at != follower.alarm:
+                continue
+            try:
+                follower.flush(now)
+            except Exception:
+                self._give_up(follower)
+        if self._alarms:
+            self._alarm(self._alarms[0][0])
+
+    def break_off(self) -> None:
+        """End all followers: what they are about to miss is gone."""
+        for group in tuple(self._groups.values()):
+            for follower in tuple(group.followers):
+                follower.fail()
+
+    # -- batches -------------------------------------------------------------------------------
+
+    def publish(self, batch: Batch) -> None:
+        """Hand a batch on, once it joins: what was handed on already is passed over, a gap is kept for later.
+
+        The readings of a batch may have holes: what was deleted is no gap.
+        """
+        if batch.first > self.head + 1:
+            self.missing = max(self.missing, batch.last)
+            return
+        if batch.last <= self.head:
+            return
+        if batch.first <= self.head:
+            rest = [reading for reading in batch.readings if reading.offset > self.head]
+            batch = Batch(self.head + 1, batch.last, rest)
+        started = self.now()
+        try:
+            if self._groups:
+                self._deliver(batch)
+                self._observe(self.now() - started)
+        finally:
+            self.window.add(batch)
+            self.head = batch.last
+
+    def _deliver(self, batch: Batch) -> None:
+        find = self._index.find
+        touched: list[Group] = []
+        for reading in batch.readings:
+            series = (reading.device, reading.metric)
+            groups = find(series)
+            if groups:
+                item = Item(reading, series)
+                for group in groups:
+                    delivery = group.delivery
+                    if delivery is None:
+                        group.delivery = Delivery(item)
+                        touched.append(group)
+                    else:
+                        delivery.items.append(item)
+        for group in touched:
+            delivery, group.delivery = group.delivery, None
+            assert delivery is not None
+            # Some of them may end, or be ended, while it is handed on.
+            for follower in tuple(group.followers):
+                if follower.open:
+                    try:
+                        follower.offer(delivery)
+                    except Exception:
+                        self._give_up(follower)
+
+    def _give_up(self, follower: Follower) -> None:
+        """What went wrong with one follower must not hurt the others."""
+        _log.exception("a follower broke")
+        try:
+            follower.fail()
+        except Exception:
+            _log.exception("a broken follower could not be ended")
+            follower.close()

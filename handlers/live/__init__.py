@@ -1,0 +1,1 @@
+"""What the live streams are made of: who wants what, in which bytes, and how much may wait."""
