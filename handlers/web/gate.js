@@ -43,8 +43,6 @@ class GateError extends Error {
       case 403:
         if (this.code === "insufficient_scope") return ["This token may not read.", "Use one with the scope readings:read."];
         return ["This token has no grant for these devices.", "Use one whose device patterns match, or change the filter."];
-      case 404:
-        return ["This device is not known any more.", "It was removed, or the token has no grant for it. Choose another."];
       case 429:
         return ["Too many requests with this token.", "The gate limits them; this page tries again by itself. Close other consoles if this stays."];
       case 503:

@@ -63,8 +63,18 @@ class Series {
   }
 }
 
-// The history of a series from `start` to now: reading by reading if they are few, else in buckets.
+// The history of a device that has not written yet is empty.
 async function loadSeries(gate, device, metric, start, span, signal) {
+  try {
+    return await loadKnown(gate, device, metric, start, span, signal);
+  } catch (error) {
+    if (error.status === 404) return new Series();
+    throw error;
+  }
+}
+
+// The history of a series from `start` to now: reading by reading if they are few, else in buckets.
+async function loadKnown(gate, device, metric, start, span, signal) {
   const path = `/v1/devices/${encodeURIComponent(device)}/readings`;
   const series = new Series();
   // Whole milliseconds are what the gate reads in `every`.

@@ -117,7 +117,9 @@ async def test_the_page_is_whole_and_asks_for_nothing_from_outside(gate: Running
 @pytest.mark.parametrize("name", [name for name, _ in sources() if name.endswith(".js")])
 def test_data_never_becomes_markup_or_code(name: str) -> None:
     text = dict(sources())[name]
-    ways = r"innerHTML|outerHTML|insertAdjacentHTML|setHTML|document\.write|DOMParser|createContextualFragment"
+    ways = (
+        r"innerHTML|outerHTML|insertAdjacentHTML|setHTML|document\.write|DOMParser|createContextualFragment"
+    )
     assert re.findall(ways + r"|\beval\b|new Function|localStorage|document\.cookie|srcdoc", text) == []
 
 
