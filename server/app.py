@@ -20,16 +20,8 @@ from auth.tokens import TokenVerifier
 from handlers.console import Console
 from handlers.devices import DeviceHandlers
 from handlers.health import Health
-from handlers.hub import Hub
-from handlers.live.alarm import Alarm
-from handlers.live.healer import Healer
-from handlers.live.recovery import Recoveries
-from handlers.live.streams import Streams
-from handlers.live.wires import Wires
 from handlers.reading import Readings
-from handlers.sse import EventStreams
 from handlers.tokens import TokenHandlers
-from handlers.websocket import WebSockets
 from handlers.writing import Writing
 from server import identity, logs, routes
 from server.cors import Cors
@@ -38,6 +30,7 @@ from server.encoding import Encoder
 from server.fast_lane import FastLane
 from server.fast_protocol import FastProtocol
 from server.lane import Lane
+from server.live import Live
 from server.memo import HeadMemo
 from server.metrics import Metrics
 from server.protocol import GateServer
@@ -60,9 +53,8 @@ SWEEP_EVERY = 30.0
 MEMO_HEADS = 10_000
 MEMO_BYTES = 8 * 1024 * 1024
 ISSUERS_EVERY = 60.0
-# Seconds at the end that streams wait for the commits under way, and their clients have for the last words.
+# Seconds at the end that streams wait for the commits under way.
 STREAMS_DRAIN = 2.0
-STREAMS_END = 3.0
 
 
 def wall_clock() -> int:
@@ -96,18 +88,6 @@ class Gate:
             size=settings.queue_bytes,
             deadline=COMMIT_DEADLINE,
         )
-        loop = asyncio.get_running_loop()
-        self.alarm = Alarm(loop)
-        self.hub = Hub(
-            engine.state().head,
-            window=settings.stream_window,
-            now=loop.time,
-            alarm=self.alarm.set,
-            observe=self._observe_delivery,
-        )
-        self.alarm.ring = self.hub.ring
-        self.healer = Healer(self.hub, engine)
-        self.recoveries = Recoveries(self.hub, engine)
         lifetime = identity.lifetime(settings)
         self.revocations = Revocations(
             engine, self._tokens_changed, issuer=settings.jwt_issuer, lifetime=lifetime
@@ -122,12 +102,20 @@ class Gate:
                 for outside in settings.jwt_issuers
             ],
         )
-        self.streams = Streams(self.verifier, loop.time, time.time)
         self._requests = _limiter("requests", settings.rate_limit)
         self._points = _limiter("points", settings.point_limit)
         # Who mistypes a secret does so several times in a row: the whole limit is the burst.
         self._logins = _limiter("logins", settings.login_limit, burst=settings.login_limit)
         self.writing = Writing(self.commit, engine, self._points)
+        self.live = Live(
+            settings,
+            engine,
+            self.verifier,
+            self.writing.of_any,
+            self._requests,
+            self._observe_delivery,
+            wall_clock,
+        )
         self.tokens = TokenHandlers(
             engine,
             Credentials(engine, lifetime=settings.token_ttl_max),
@@ -145,28 +133,14 @@ class Gate:
             self._render,
             settings.metrics_token,
         )
-        wires = Wires(engine.state().epoch)
-        bound = settings.stream_queue
-        sockets = WebSockets(
-            self.hub,
-            self.recoveries,
-            self.streams,
-            wires,
-            self.writing.of_any,
-            self._requests,
-            settings.cors_origins,
-            bound,
-            wall_clock,
-        )
-        events = EventStreams(self.hub, self.recoveries, self.streams, wires, bound)
         parts = (
             self.writing,
             Readings(engine, engine, self.cache),
             DeviceHandlers(engine, self.cache, logs.audit),
             self.tokens,
             health,
-            sockets,
-            events,
+            self.live.sockets,
+            self.live.events,
             Console(),
         )
         table = self.routes = routes.table(*parts)
@@ -204,14 +178,8 @@ class Gate:
             ):
                 task = asyncio.create_task(_repeat(name, every, work), name=name)
                 stack.push_async_callback(_end, task)
-            stack.push_async_callback(gate.recoveries.close)
-            for name, running in (
-                ("reload", gate._reload_keys()),
-                ("streams", gate.streams.run()),
-                ("healer", gate.healer.run()),
-            ):
-                stack.push_async_callback(_end, asyncio.create_task(running, name=name))
-            stack.callback(gate.alarm.close)
+            stack.push_async_callback(_end, asyncio.create_task(gate._reload_keys(), name="reload"))
+            gate.live.run(stack)
             stack.push_async_callback(gate.drain)
             yield gate
 
@@ -225,12 +193,12 @@ class Gate:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(STREAMS_DRAIN):
                 await self.commit.drain()
-        await self.streams.close(STREAMS_END)
+        await self.live.end()
 
     def _publish(self, batch: Batch) -> None:
         """What was committed, before the writers get their answers."""
         self.cache.apply(batch)
-        self.hub.publish(batch)
+        self.live.hub.publish(batch)
 
     def _observe_delivery(self, seconds: float) -> None:
         self.metrics.observe_delivery(seconds)
@@ -366,6 +334,7 @@ class Gate:
         counter("tidegate_connections_accepted_total", "Connections accepted.", lambda: server.accepted)
         counter("tidegate_connections_refused_total", "Connections over the cap.", lambda: server.refused)
         counter("tidegate_parse_errors_total", "Requests that are no HTTP.", lambda: server.parse_errors)
+        self.live.bind(self.metrics)
         counter("tidegate_log_lines_dropped_total", "Log lines dropped.", lambda: log.dropped)
 
 

@@ -278,6 +278,9 @@ class GateProtocol(RequestHandler):
         transport, rest = self.transport, self._message_tail
         if transport is None:
             raise ClientGone
+        if self._task_handler is not None and self._current_request is None and self._waiter is None:
+            # The request came so early that aiohttp's task has not begun; it could not any more.
+            self._task_handler.cancel()
         # So that aiohttp does not close what it forgets.
         self.transport = None
         self.connection_lost(None)
