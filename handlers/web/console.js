@@ -190,6 +190,8 @@ class Console {
   #take(t, value) {
     if (this.#loading) this.#meanwhile.push([t, value]);
     this.#series.add(t, value);
+    // The list, which waits a second between two values, would contradict the chart.
+    this.#list.add({ device: this.#device, metric: this.#metric, t, value });
     if (this.#series.full && !this.#loading) this.#load();
     this.#showNow();
     this.#chart.redraw();

@@ -160,3 +160,48 @@ async def test_what_was_written_while_the_network_was_away_is_made_up_for(
         await value(browser, "d", "m", "2999")
     finally:
         await wire.cut()
+
+
+async def recoveries(browser: Browser, count: int) -> None:
+    """Wait until the chart was told so often that nothing is missing."""
+    told = "return document.querySelectorAll('#journal [data-stream=Chart][data-verdict=recovered]').length"
+    await browser.until(f"{told} >= arguments[0]", count)
+
+
+async def test_a_connection_that_says_nothing_any_more_is_given_up(
+    browser: Browser, process: GateProcess
+) -> None:
+    await browser.hasten()
+    await browser.open(link(process, "d", "m"))
+    await live(browser)
+    await process.write("d", {"metric": "m", "value": 1})
+    await charts_all(browser, process, "d", "m")
+    await browser.run("window.hastened = true")
+    # From this one on it waits for the next for an instant only.
+    await process.write("d", {"metric": "m", "value": 2})
+    await recoveries(browser, 1)
+    await browser.run("window.hastened = false")
+    await process.write("d", {"metric": "m", "value": 3})
+    await charts_all(browser, process, "d", "m")
+
+
+async def test_a_tab_that_nobody_looks_at_lets_go_and_resumes_when_it_is_looked_at(
+    browser: Browser, process: GateProcess
+) -> None:
+    await browser.hasten()
+    await browser.open(link(process, "d", "m"))
+    await live(browser)
+    await process.write("d", {"metric": "m", "value": 1})
+    await charts_all(browser, process, "d", "m")
+    look = (
+        "window.hastened = arguments[0];"
+        "Object.defineProperty(document, 'hidden', { value: arguments[0], configurable: true });"
+        "document.dispatchEvent(new Event('visibilitychange'))"
+    )
+    await browser.run(look, True)
+    await browser.shows("#state", "Paused")
+    await process.write("d", *({"metric": "m", "value": n, "ts": now() - n} for n in range(2, 200)))
+    await browser.run(look, False)
+    await recoveries(browser, 1)
+    await charts_all(browser, process, "d", "m")
+    await browser.shows("#state", "Live")
