@@ -9,7 +9,8 @@ class TideChart extends HTMLElement {
   #message = document.createElement("p");
   #spoken = document.createElement("p");
   #series = new Series();
-  #view = { start: 0, end: 1 };
+  // None until there is something to show.
+  #view = null;
   #columns = [];
   #cursor = null;
   #pending = 0;
@@ -54,7 +55,7 @@ class TideChart extends HTMLElement {
     this.redraw();
   }
 
-  // Microseconds from left to right.
+  // {start, end}: microseconds from left to right; null for an empty picture.
   set view(view) {
     this.#view = view;
     this.redraw();
@@ -118,6 +119,7 @@ class TideChart extends HTMLElement {
     const pen = this.#canvas.getContext("2d");
     pen.setTransform(ratio, 0, 0, ratio, 0, 0);
     pen.clearRect(0, 0, width, height);
+    if (!this.#view) return;
     pen.font = `12px ${getComputedStyle(this).fontFamily}`;
     const kind = typeof (this.#series.newest?.value ?? 0);
     const { start, end } = this.#view;

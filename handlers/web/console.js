@@ -113,6 +113,8 @@ class Console {
       `  -d '{"metric": "temperature", "value": 21.5}'`,
     ].join("\n");
     this.#second();
+    this.#chart.view = null;
+    this.#chart.say("The chart of a series stands here once there is one.");
     this.#follow();
     if (this.#device && this.#metric) this.#choose(this.#device, this.#metric);
   }

@@ -6,6 +6,9 @@ const SERIES_MAX = 5000;
 const ROWS_MAX = 300;
 const SPARK = 48;
 
+// dev2 before dev10.
+const order = new Intl.Collator("en", { numeric: true }).compare;
+
 const keyOf = (device, metric) => `${device}\n${metric}`;
 
 // Whether a filter is a pattern of the gate: tokens joined by dots, with * or a last >.
@@ -131,7 +134,6 @@ class DeviceList {
   }
 
   #sorted() {
-    const order = (a, b) => (a < b ? -1 : a > b ? 1 : 0);
     return [...this.#series.values()].sort((a, b) => order(a.device, b.device) || order(a.metric, b.metric));
   }
 

@@ -63,7 +63,7 @@ class EventParser {
 
 // Something comes every 15 s; a connection that says nothing for so long is dead.
 const SILENCE = 40_000;
-const WAIT_MAX = 30_000;
+const WAIT_MAX = 15_000;
 
 // Follows one query of /v1/events for as long as it is not stopped, and resumes where it was.
 // `on.state({kind, ...})`, `on.verdict({recovered, reason, away})`, `on.reading({...})`: what happens.

@@ -55,6 +55,7 @@ class GateError extends Error {
 
 class Gate {
   #token = "";
+  #claims = null;
   // Microseconds that the gate's clock is ahead of this one; small differences are none.
   skew = 0;
 
@@ -68,12 +69,17 @@ class Gate {
 
   set token(text) {
     this.#token = text.trim().replace(/^bearer\s+/i, "");
+    this.#claims = null;
     if (this.#token) sessionStorage.setItem(TOKEN_KEY, this.#token);
     else sessionStorage.removeItem(TOKEN_KEY);
   }
 
   // What the token says of itself; the gate alone judges whether it is true.
   get claims() {
+    return (this.#claims ??= this.#readClaims());
+  }
+
+  #readClaims() {
     try {
       const payload = this.#token.split(".")[1].replaceAll("-", "+").replaceAll("_", "/");
       const bytes = Uint8Array.from(atob(payload), (letter) => letter.charCodeAt(0));
