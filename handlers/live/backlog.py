@@ -6,9 +6,9 @@ from collections.abc import Callable
 from handlers.live.conflater import Held
 from handlers.live.filters import Series
 from handlers.live.items import Item
-from handlers.live.subscription import Overflow, Subscription
+from handlers.live.subscription import Overflow, Terms
 
-_Entry = tuple[Item, int, Subscription]
+_Entry = tuple[Item, int, Terms]
 
 
 class Backlog:
@@ -38,11 +38,14 @@ class Backlog:
             return held if waiting is None else waiting
         return min(waiting, held)
 
-    def keep(self, item: Item, size: int, subscription: Subscription) -> int:
+    def keep(self, item: Item, size: int, terms: Terms) -> int:
         """Take an item; how many it replaces."""
-        if subscription.overflow is Overflow.CONFLATE:
-            return int(self._held.put(item, size))
-        entry = (item, size, subscription)
+        if terms.overflow is Overflow.CONFLATE:
+            if not self._held.put(item, size):
+                return 0
+            terms.lose()
+            return 1
+        entry = (item, size, terms)
         self._size += size
         if self._waiting and self._waiting[-1][0].offset > item.offset:
             # A conflater has held it back longer than what waits already.
@@ -75,7 +78,7 @@ class Backlog:
         while over > 0 and self._waiting:
             entry = self._waiting.popleft()
             if entry[2].overflow is Overflow.DROP_OLDEST:
-                entry[2].dropped += 1
+                entry[2].lose()
                 count += 1
                 self._size -= entry[1]
                 over -= entry[1]
@@ -84,12 +87,12 @@ class Backlog:
         self._waiting.extendleft(reversed(kept))
         return over, count
 
-    def reassign(self, route: Callable[[Series], Subscription | None]) -> None:
+    def reassign(self, route: Callable[[Series], Terms | None]) -> None:
         """Subscriptions have changed: drop what none of them takes in any more."""
         entries = [
-            (item, size, subscription)
+            (item, size, terms)
             for item, size, _ in self._waiting
-            if (subscription := route(item.series)) is not None
+            if (terms := route(item.series)) is not None
         ]
         self._waiting = deque(entries)
         self._size = sum(size for _, size, _ in entries)

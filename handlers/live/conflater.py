@@ -1,6 +1,7 @@
 """At most one reading of a series in some time, the newest, and the last one always (`min_interval`)."""
 
 from collections import OrderedDict, deque
+from collections.abc import Callable
 
 from handlers.live.filters import Series
 from handlers.live.items import Item
@@ -21,6 +22,12 @@ class Held:
     def has(self, series: Series) -> bool:
         """Whether an item of the series is held."""
         return series in self._items
+
+    def drop(self, over: Callable[[Item], bool]) -> None:
+        """Let go of the items that are over."""
+        for item in self.items():
+            if over(item):
+                self.take(item.series)
 
     def items(self) -> list[Item]:
         """What is held, in order of offset."""

@@ -6,9 +6,10 @@ from typing import Protocol
 
 from handlers.exchange import Sink
 from handlers.live.backlog import Backlog
+from handlers.live.conflater import Conflater
 from handlers.live.filters import Series
 from handlers.live.items import Delivery, Item
-from handlers.live.subscription import Overflow, Subscription
+from handlers.live.subscription import Overflow, Subscription, Terms
 from handlers.live.wires import SubscriptionId, Wire
 from storage.models import Reading
 
@@ -17,7 +18,7 @@ ROOM = 64 * 1024
 # Series whose subscription is remembered.
 ROUTES_MAX = 10_000
 
-_Ready = list[tuple[Item, Subscription]]
+_Ready = list[tuple[Item, Terms]]
 
 
 class Figures:
@@ -97,6 +98,7 @@ class Follower:
         "_routes",
         "_said",
         "_sink",
+        "_terms",
         "alarm",
         "group",
         "open",
@@ -118,8 +120,10 @@ class Follower:
         self.subscriptions: dict[SubscriptionId, Subscription] = {}
         self._live: list[Subscription] = []
         self._backlog: Backlog | None = None
-        # Which subscription decides about a series, where there are several.
-        self._routes: dict[Series, Subscription | None] | None = None
+        # On what terms the readings of a series are sent, where there are several subscriptions.
+        self._routes: dict[Series, Terms | None] | None = None
+        # On what terms all are sent, where there is one.
+        self._terms: Terms | None = None
         self._on_drain: list[Callable[[], None]] | None = None
         self.alarm = 0.0
         # Bytes of other messages since the transport had nothing left.
@@ -142,6 +146,10 @@ class Follower:
 
     def go_live(self, subscription: Subscription) -> None:
         """The follower has everything up to the head: from here on the hub delivers."""
+        for other in self._live:
+            # What the replay has brought already must not come again as if it were new.
+            if other.conflater is not None:
+                other.conflater.held.drop(subscription.covers)
         subscription.progress = None
         subscription.stop = None
         self._changed()
@@ -166,18 +174,19 @@ class Follower:
         """Give what was held back for a subscription to another one; what may be sent now."""
         ready = []
         for item in items:
-            subscription = self._route(item.series)
-            if subscription is None:
+            terms = self._route(item.series)
+            if terms is None:
                 continue
-            if subscription.conflater is None:
-                ready.append((item, subscription))
+            if terms.conflater is None:
+                ready.append((item, terms))
             else:
-                subscription.conflater.hold(item, self._hub.now())
+                terms.conflater.hold(item, self._hub.now())
         return ready
 
     def _changed(self) -> None:
         self._routes = None
         self._live = [one for one in self.subscriptions.values() if one.progress is None]
+        self._terms = Terms(self._live) if len(self._live) == 1 else None
         patient = all(one.overflow is Overflow.DISCONNECT for one in self._live)
         self._limit = self._bound if patient else min(ROOM, self._bound)
         self._settle()
@@ -190,13 +199,13 @@ class Follower:
             for one in self.subscriptions.values()
         )
 
-    def _route(self, series: Series) -> Subscription | None:
-        """The subscription that decides about a series: of those that take it in, the one that wants most."""
+    def _route(self, series: Series) -> Terms | None:
+        """On what terms the readings of a series are sent; None if no subscription takes it in."""
         if self._routes is None or len(self._routes) >= ROUTES_MAX:
             self._routes = {}
         if series not in self._routes:
             matching = [one for one in self._live if one.filter.takes(*series)]
-            self._routes[series] = min(matching, key=_eagerness, default=None)
+            self._routes[series] = Terms(matching) if matching else None
         return self._routes[series]
 
     # -- the position --------------------------------------------------------------------------
@@ -236,27 +245,25 @@ class Follower:
     def _offer_each(self, items: Sequence[Item]) -> None:
         now = self._hub.now()
         ready: _Ready = []
-        alone = self._live[0] if len(self._live) == 1 else None
         for item in items:
-            subscription = alone or self._route(item.series)
-            if subscription is None:
+            terms = self._terms or self._route(item.series)
+            if terms is None:
                 continue
-            if subscription.conflater is None:
-                self._supersede(item.series)
-            elif not subscription.conflater.admit(item.series, now):
-                self._hub.figures.conflated += subscription.conflater.held.put(item, 0)
+            if self._terms is None:
+                self._supersede(item.series, terms.conflater)
+            if terms.conflater is not None and not terms.conflater.admit(item.series, now):
+                self._hub.figures.conflated += terms.conflater.held.put(item, 0)
                 continue
-            ready.append((item, subscription))
+            ready.append((item, terms))
         self._send(ready)
         self._set_alarm()
         self._settle()
 
-    def _supersede(self, series: Series) -> None:
-        """A newer item of the series is sent at once: what another subscription has held back is over."""
-        if len(self._live) > 1:
-            for subscription in self._live:
-                if subscription.conflater is not None:
-                    subscription.conflater.held.take(series)
+    def _supersede(self, series: Series, conflater: Conflater | None) -> None:
+        """There is a newer item of the series: what was held back of it elsewhere than now is over."""
+        for subscription in self._live:
+            if subscription.conflater is not None and subscription.conflater is not conflater:
+                subscription.conflater.held.take(series)
 
     def _send(self, items: _Ready) -> None:
         """Send what there is room for, in one write, and keep the rest as its subscription wishes."""
@@ -266,9 +273,9 @@ class Follower:
         pending = self._sink.pending()
         out: list[bytes] = []
         size = 0
-        for item, subscription in items:
+        for item, terms in items:
             data = wire.live(item)
-            limit = self._bound if subscription.overflow is Overflow.DISCONNECT else min(ROOM, self._bound)
+            limit = self._bound if terms.overflow is Overflow.DISCONNECT else min(ROOM, self._bound)
             if not self._backlog and (not pending or pending + size + len(data) <= limit):
                 out.append(self._shown(item))
                 size += len(data)
@@ -276,9 +283,9 @@ class Follower:
             if self._backlog is None:
                 self._backlog = Backlog()
             self._direct = False
-            if subscription.overflow is not Overflow.CONFLATE:
+            if terms.overflow is not Overflow.CONFLATE:
                 self._backlog.supersede(item.series)
-            figures.dropped[Overflow.CONFLATE] += self._backlog.keep(item, len(data), subscription)
+            figures.dropped[Overflow.CONFLATE] += self._backlog.keep(item, len(data), terms)
         self._write(out, len(out))
         if self._backlog:
             self._shed(self._backlog)
@@ -312,34 +319,45 @@ class Follower:
     def drained(self) -> None:
         """The transport has nothing left: send what waited."""
         self._said = 0
-        if self._on_drain is not None:
-            waiters, self._on_drain = self._on_drain, None
-            for waiter in waiters:
-                waiter()
-        if not self.open or self._direct:
-            return
+        if self.open and not self._direct:
+            self._catch_up()
+        if self.roomy:
+            self._call_waiters()
+
+    def _catch_up(self) -> None:
         out = []
         for one in self._live:
             if one.dropped:
                 out.append(self._owner.dropped(one))
                 one.dropped = 0
-        size, notices = 0, len(out)
-        while self._backlog and size < ROOM:
-            data = self._shown(self._backlog.take())
-            out.append(data)
-            size += len(data)
-        self._write(out, len(out) - notices)
+        readings = -len(out)
+        while True:
+            size = 0
+            while self._backlog and size < ROOM:
+                data = self._shown(self._backlog.take())
+                out.append(data)
+                size += len(data)
+            self._write(out, len(out) + readings)
+            # Nobody tells of room where the kernel has taken everything.
+            if not self._backlog or self._sink.pending():
+                break
+            out, readings = [], 0
         self._settle()
+
+    def _call_waiters(self) -> None:
+        if self._on_drain is not None:
+            waiters, self._on_drain = self._on_drain, None
+            for waiter in waiters:
+                waiter()
 
     def flush(self, now: float) -> None:
         """Send what was held back long enough."""
         self.alarm = 0.0
         if not self.open:
             return
-        due = [
-            (item, one) for one in self._live if one.conflater is not None for item in one.conflater.due(now)
-        ]
-        due.sort(key=_offset)
+        held = [item for one in self._live if one.conflater is not None for item in one.conflater.due(now)]
+        held.sort(key=_offset)
+        due = [(item, terms) for item in held if (terms := self._terms or self._route(item.series))]
         self._send(due)
         self._set_alarm()
         self._settle()
@@ -386,12 +404,17 @@ class Follower:
                     self.give_up_slow()
 
     @property
+    def backlogged(self) -> bool:
+        """Whether items wait for room."""
+        return bool(self._backlog)
+
+    @property
     def roomy(self) -> bool:
         """Whether a page may be sent."""
-        return self._sink.pending() <= ROOM
+        return self._sink.pending() <= ROOM and not self._backlog
 
     def on_drain(self, waiter: Callable[[], None]) -> None:
-        """Call `waiter` once, when the transport has nothing left or the follower ends."""
+        """Call `waiter` once, when nothing waits any more or the follower ends."""
         if self._on_drain is None:
             self._on_drain = []
         self._on_drain.append(waiter)
@@ -414,12 +437,8 @@ class Follower:
             for subscription in self.subscriptions.values():
                 if subscription.stop is not None:
                     subscription.stop()
-            self.drained()
+            self._call_waiters()
 
 
-def _eagerness(subscription: Subscription) -> tuple[float, Overflow]:
-    return subscription.eagerness
-
-
-def _offset(entry: tuple[Item, Subscription]) -> int:
-    return entry[0].offset
+def _offset(item: Item) -> int:
+    return item.offset

@@ -241,7 +241,8 @@ class _Way:
                 until = reading.offset
                 break
         self.give(wanted, until)
-        if until < hub.head:
+        # What waits for other subscriptions would come again behind the replay.
+        if until < hub.head or self.follower.backlogged:
             return False
         self.follower.go_live(self.subscription)
         if self._start.recovered:
