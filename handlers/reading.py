@@ -57,7 +57,7 @@ class Readings:
             # Retention takes values away without a new offset, and moves the floor.
             etag = f'W/"{position}.{state.floor}"' if state.floor else f'W/"{position}"'
             lines = f"ETag: {etag}\r\n{_LATEST_LINES}"
-            if conditions and _matches(conditions, etag):
+            if conditions and matches(conditions, etag):
                 return Response(304, lines=lines)
             return Response(200, encode(_latest_out(latest, position, style)), content_type, lines=lines)
 
@@ -214,7 +214,7 @@ class Readings:
                 yield _log_items(found.readings, stamps)
 
 
-def _matches(condition: str, etag: str) -> bool:
+def matches(condition: str, etag: str) -> bool:
     """Weak comparison of If-None-Match (RFC 9110 section 13.1.2)."""
     opaque = etag.removeprefix("W/")
     return condition.strip() == "*" or any(

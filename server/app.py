@@ -17,6 +17,7 @@ from auth.keys import KeyRing
 from auth.rate_limit import FailureLimiter, Limiter, Policy
 from auth.revocation import Revocations
 from auth.tokens import TokenVerifier
+from handlers.console import Console
 from handlers.devices import DeviceHandlers
 from handlers.health import Health
 from handlers.reading import Readings
@@ -145,6 +146,7 @@ class Gate:
             self.health,
             self.live.sockets,
             self.live.events,
+            Console(),
         )
         table = self.routes = routes.table(*parts)
         self.metrics = Metrics([(route.method, route.template) for route in table])
