@@ -239,8 +239,7 @@ async def _keeps_what_follows_an_upgrade() -> None:
     handled, and only then."""
     async with stage() as on:
         on.go.clear()
-        assert on.protocol._current_request is None
-        assert on.protocol._message_tail == b""
+        assert (on.protocol._current_request, on.protocol._message_tail) == (None, b"")
         await on.client.send(UPGRADE + b"frames")
         await until(lambda: len(on.seen) == 1)
         assert on.protocol._current_request is on.seen[0]
