@@ -217,6 +217,21 @@ async def _parses() -> None:
     assert protocol._parser is None
 
 
+@part("_close", "_force_close")
+async def _listens_no_more() -> None:
+    """Set by `close` and `force_close`: what comes then is neither parsed nor queued."""
+    for name in ("_close", "_force_close"):
+        async with stage() as on:
+            protocol = on.protocol
+            assert not protocol._close
+            assert not protocol._force_close
+            getattr(protocol, name.removeprefix("_"))()
+            assert getattr(protocol, name)
+            on.feed_apart(GET)
+            assert not protocol._messages
+            assert protocol._request_count == 0
+
+
 @part("_request_count")
 async def _counts() -> None:
     """Grows with each head that the parser accepts or refuses, before its body is there."""
