@@ -27,8 +27,6 @@ from server.wire import StreamWire
 KEPT_MAX = 64 * 1024
 # No answer is empty.
 _NOT_OURS = b""
-# These have no body, hardly ever; one that has is for aiohttp.
-_GET = b"GET "
 # Bytes up to this one do not begin a request: the parser would pass over line breaks.
 _CONTROLS = 32
 
@@ -164,7 +162,7 @@ class FastProtocol(GateProtocol):
                 self._last_head = head
                 answer = fast.answer(self, known, data[end:stop], known.request_id, known.cost, started, now)
             else:
-                stop = end if head.startswith(_GET) else end + announced_length(head)
+                stop = end + announced_length(head)
                 whole = stop <= size and stop - end <= BODY_MAX
                 if not whole:
                     self._hand_over(answers, data[start:])
