@@ -7,7 +7,9 @@ import asyncio
 import contextlib
 import json
 import random
+import socket
 from collections.abc import Callable
+from types import TracebackType
 from typing import Any, Protocol, cast
 
 import msgspec
@@ -250,9 +252,13 @@ class Place:
         self.over = False
 
 
-async def connect(place: Place, wire: str, trace: Trace, **terms: str) -> Connection:
-    """Follow over one connection; `terms`: further fields of the subscription. ConnectionError."""
+async def connect(place: Place, wire: str, trace: Trace, *, buffer: int = 0, **terms: str) -> Connection:
+    """Follow over one connection. ConnectionError.
+
+    `buffer`: bytes that the client's kernel takes unread; `terms`: further fields of the subscription.
+    """
     loop = asyncio.get_running_loop()
+    own = await _socket(place.port, buffer)
     try:
         if wire != "sse":
             packed = wire == "msgpack"
@@ -265,6 +271,8 @@ async def connect(place: Place, wire: str, trace: Trace, **terms: str) -> Connec
                 extra_headers=headers,
                 websocket_handshake_timeout=PATIENCE,
                 disconnect_on_exception=False,
+                socket_factory=lambda _: own,
+                use_aiofastnet=False,
             )
             return socket  # type: ignore[return-value]
         query = [f"match={pattern}" for pattern in trace.wish.match]
@@ -272,10 +280,60 @@ async def connect(place: Place, wire: str, trace: Trace, **terms: str) -> Connec
         query += [f"{name}={value}" for name, value in terms.items()]
         resume = (f"Last-Event-ID: {trace.asks}",) if trace.asks else ()
         head = request("GET", f"/v1/events?time=us&{'&'.join(query)}", token=place.token, headers=resume)
-        _, events = await loop.create_connection(lambda: _Events(trace, head), "127.0.0.1", place.port)
+        _, events = await loop.create_connection(lambda: _Events(trace, head), sock=own)
         return events
     except (WSError, OSError, TimeoutError) as error:
+        own.close()
         raise ConnectionError(str(error)) from error
+
+
+async def _socket(port: int, buffer: int) -> socket.socket:
+    own = socket.socket()
+    own.setblocking(False)
+    try:
+        if buffer:
+            own.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
+        await asyncio.get_running_loop().sock_connect(own, ("127.0.0.1", port))
+    except BaseException:
+        own.close()
+        raise
+    return own
+
+
+class Clients:
+    """Connections of one test; those that are left at its end are lost then."""
+
+    def __init__(self, place: Place) -> None:
+        self._place = place
+        self._open: list[tuple[Connection, Trace]] = []
+
+    async def __aenter__(self) -> "Clients":
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.lose()
+        for _, one in self._open:
+            if one.failure is not None and kind is None:
+                raise one.failure
+
+    async def connect(self, wire: str, trace: Trace, *, buffer: int = 0, **terms: str) -> Connection:
+        """See connect."""
+        connection = await connect(self._place, wire, trace, buffer=buffer, **terms)
+        self._open.append((connection, trace))
+        return connection
+
+    async def lose(self) -> None:
+        """Break off all connections."""
+        for connection, _ in self._open:
+            connection.lose()
+        await self.closed()
+
+    async def closed(self) -> None:
+        """Wait until all connections are over."""
+        async with asyncio.timeout(PATIENCE):
+            await asyncio.gather(*(connection.closed for connection, _ in self._open))
 
 
 class Follower:

@@ -23,7 +23,7 @@ class Row(NamedTuple):
     device: str
     metric: str
     ts: int
-    value: int
+    value: int | float | str
 
 
 def stored(data: Path) -> list[Row]:

@@ -3,18 +3,16 @@
 import asyncio
 import random
 import signal
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 
-import aiohttp
 import pytest
 from msgspec import Struct
 
 from tests.reliability.following import WIRES, Follower, Place, Trace
+from tests.reliability.gates import Gates
 from tests.reliability.record import Row, Wish, differences, stored
-from tests.running import GateProcess, run_process
 
 SITES, PLANTS, MACHINES = 6, 4, 5
 METRICS = ("t", "u", "v")
@@ -67,7 +65,7 @@ class Writer:
         self._values = values
         self._pause = pause
 
-    async def run(self, gates: "Gates", stop: asyncio.Event) -> None:
+    async def run(self, gates: Gates, stop: asyncio.Event) -> None:
         """Write until told to stop; what is under way then is still answered."""
         chance = self._chance
         while not stop.is_set():
@@ -81,51 +79,6 @@ class Writer:
         site, plant, machine = (chance.randrange(n) for n in (SITES, PLANTS, MACHINES))
         device = f"s{site}.p{plant}.m{machine}"
         return {"device": device, "metric": chance.choice(METRICS), "ts": value, "value": value}
-
-
-class Gates:
-    """One gate after the other on the same data and port."""
-
-    def __init__(self, data: Path, place: Place) -> None:
-        self.place = place
-        self.deaths: list[str] = []
-        self._data = data
-        self._gate: GateProcess | None = None
-
-    @asynccontextmanager
-    async def one(self) -> AsyncIterator[GateProcess]:
-        """The next gate; by its end it must have been told to go."""
-        async with run_process(self._data, PORT=str(self.place.port)) as gate:
-            self._gate = gate
-            self.place.token = gate.token()
-            self.place.up.set()
-            yield gate
-            await gate.ended()
-
-    def end(self, gate: GateProcess, number: signal.Signals) -> None:
-        """Have it go, or kill it."""
-        self.deaths.append(number.name)
-        self.place.up.clear()
-        gate.signal(number)
-
-    async def write(self, items: list[dict[str, object]]) -> None:
-        """Write to whichever gate there is, until it is answered."""
-        while True:
-            async with asyncio.timeout(60):
-                await self.place.up.wait()
-            assert self._gate is not None
-            try:
-                answer = await self._gate.post("/v1/readings", items)
-            except (aiohttp.ClientError, ConnectionError, RuntimeError):
-                # Gone, or its session is. A moment, in which the next one may come up.
-                await asyncio.sleep(0.02)
-                continue
-            if answer.status == 503:
-                await asyncio.sleep(0.02)
-                continue
-            assert answer.status == 200, answer
-            assert answer.json["accepted"] + answer.json["duplicates"] == len(items), answer
-            return
 
 
 async def run_chaos(chaos: Chaos, data: Path, port: int, seed: int) -> tuple[list[Follower], list[Row]]:
@@ -160,7 +113,7 @@ async def run_chaos(chaos: Chaos, data: Path, port: int, seed: int) -> tuple[lis
                 await asyncio.gather(*(follower.trace.ended.wait() for follower in followers))
             # Each connection is read to its end: nothing may come behind the last reading.
             place.over = True
-            gate.signal(signal.SIGTERM)
+            gates.end(gate, signal.SIGTERM)
     log = await asyncio.to_thread(stored, data)
     assert [row.offset for row in log] == list(range(1, len(log) + 1))
     acked = set().union(*(writer.acked for writer in writers))
@@ -214,7 +167,7 @@ def planted(record: list[Row], chance: random.Random) -> list[tuple[str, list[Ro
         ("a swapped pair", swapped),
         ("the first one lost", record[1:]),
         ("the last one lost", record[:-1]),
-        ("another value", [*record[:at], row._replace(value=row.value + 1), *record[at + 1 :]]),
+        ("another value", [*record[:at], row._replace(value=f"{row.value}"), *record[at + 1 :]]),
         ("another device", [*record[:at], row._replace(device="s0.p0.m9"), *record[at + 1 :]]),
         ("another time", [*record[:at], row._replace(ts=row.ts + 1), *record[at + 1 :]]),
         ("a wrong position", [*record[:at], row._replace(offset=row.offset - 1), *record[at + 1 :]]),
