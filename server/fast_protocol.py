@@ -17,7 +17,7 @@ from aiohttp.http_parser import RawRequestMessage
 from auth.tokens import KeyUnknown
 from handlers.problems import Problem
 from server.dispatch import NO_ROUTE
-from server.fast_lane import BODY_MAX, HEAD_MAX, FastLane, is_exact, is_plain
+from server.fast_lane import BODY_MAX, FastLane, is_exact, is_plain
 from server.protocol import HEAD_END, UNKNOWN, GateProtocol, GateServer, announced_length
 from server.wire import StreamWire
 
@@ -94,6 +94,9 @@ class FastProtocol(GateProtocol):
 
     def _keep(self, data: bytes) -> None:
         """Keep what came too early; a client that sends on and on is not read any more."""
+        # aiohttp says that nothing came whenever a body is read from its parser.
+        if not data:
+            return
         self._kept.append(data)
         self._kept_size += len(data)
         if self._kept_size > KEPT_MAX:
@@ -145,7 +148,7 @@ class FastProtocol(GateProtocol):
                     self._hand_over(answers, data[stop:])
                     return
                 try:
-                    answer = self._answer_parsed(head, started, now)
+                    answer = self._answer_parsed(head, stop - end, started, now)
                 except KeyUnknown:
                     self._hand_over(answers, data[stop:])
                     return
@@ -154,6 +157,9 @@ class FastProtocol(GateProtocol):
                 break
             self._pending = False
             answers.append(answer)
+            if start < size and self._gate.lane.closing:
+                # It said that it is the last one of this connection.
+                break
         self._write(b"".join(answers))
         if start < size:
             self._keep(data[start:])
@@ -181,19 +187,17 @@ class FastProtocol(GateProtocol):
         self._look_for_errors()
         return False
 
-    def _answer_parsed(self, head: bytes, started: float, now: int) -> bytes | None:
+    def _answer_parsed(self, head: bytes, length: int, started: float, now: int) -> bytes | None:
         """Answer the one message that the parser has; KeyUnknown leaves it in the queue."""
         message, payload = self._messages[0]
         assert type(message) is RawRequestMessage
-        # A stream takes the connection away, and aiohttp forgets the parser.
-        parser = self._parser
-        assert parser is not None
-        seen = len(head) <= HEAD_MAX and head == self._last_head
+        assert self._parser is not None
+        again = head == self._last_head
         self._last_head = head
         self._pending = True
-        answer = self._fast.answer_parsed(self, message, payload, head if seen else b"", started, now)
+        answer = self._fast.answer_parsed(self, message, payload, head, length, started, now, again=again)
         self._messages.popleft()
-        parser.message_consumed()
+        self._parser.message_consumed()
         return answer
 
     def _hand_over(self, answers: list[bytes], rest: bytes) -> None:

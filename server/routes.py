@@ -79,7 +79,7 @@ def table(
     add("POST", "/v1/readings", writing.of_any, commit, write, consumes=_WRITE)
     add("GET", "/v1/devices/{device}/latest", readings.latest, cached, read)
     add("GET", "/v1/latest", each(readings.latest_page), coroutine, read)
-    add("GET", "/v1/devices/{device}/readings", each(readings.range), coroutine, read, offers=_EXPORT)
+    add("GET", "/v1/devices/{device}/readings", readings.range, coroutine, read, offers=_EXPORT)
     add("GET", "/v1/readings", each(readings.log), coroutine, read, offers=_EXPORT)
 
     # Which scopes a socket needs depends on what is said over it.
