@@ -153,7 +153,7 @@ class _Kept:
             self.lose()
 
 
-class _Socket(WSListener, _Kept):  # type: ignore[misc]
+class _Socket(WSListener, _Kept):
     """A WebSocket with one subscription."""
 
     def __init__(self, trace: Trace, *, packed: bool, terms: dict[str, Any]) -> None:
@@ -184,7 +184,9 @@ class _Socket(WSListener, _Kept):  # type: ignore[misc]
     def _frame(self, transport: WSTransport, frame: WSFrame) -> None:
         match frame.msg_type:
             case WSMsgType.CLOSE:
-                code, reason = int(frame.get_close_code()), frame.get_close_reason()
+                # picows knows no codes of applications.
+                payload = frame.get_payload_as_bytes()
+                code, reason = int.from_bytes(payload[:2]), payload[2:].decode()
                 self.trace.codes.append(code)
                 assert code in RESUMABLE, (code, reason)
                 self.trace.position = reason or self.trace.position

@@ -44,7 +44,7 @@ async def test_the_last_batch_before_kill_9_reaches_those_who_had_it_and_those_w
             for one in readers:
                 await clients.connect(*one)
             closing = [await clients.connect(*one) for one in deaf]
-            await until(lambda: all(len(trace.record) == written for _, trace in everybody))
+            await until(lambda: all(len(trace.record) == written for _, trace in everybody))  # noqa: B023
             # The batch is to come live.
             await until(lambda: all(trace.live for wire, trace in everybody if wire != "sse"))
             for connection in closing:
@@ -53,7 +53,7 @@ async def test_the_last_batch_before_kill_9_reaches_those_who_had_it_and_those_w
             batch = [item("a.b", next(values)) for _ in range(size)]
             writing = asyncio.create_task(gate.post("/v1/readings", batch))
             if number % 2:
-                await until(lambda: any(len(trace.record) > written for _, trace in readers))
+                await until(lambda: any(len(trace.record) > written for _, trace in readers))  # noqa: B023
             else:
                 assert (await writing).status == 200
             gates.end(gate, signal.SIGKILL)

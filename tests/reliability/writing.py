@@ -1,6 +1,7 @@
-"""A writer in a process of its own, so that what it measures is the gate: python -m tests.reliability.writing.
+"""A writer in a process of its own, so that what it measures is the gate.
 
-Writes small batches until its standard input ends, then prints how many seconds each took as a JSON array.
+`python -m tests.reliability.writing PORT TOKEN FIRST` writes small batches until its standard input ends.
+Then it prints how many seconds each took, as a JSON array.
 """
 
 import asyncio
