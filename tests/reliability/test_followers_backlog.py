@@ -19,6 +19,8 @@ WINDOW = 4 << 20
 GROWTH = WINDOW + (60 << 20)
 # Seconds that a write may take meanwhile: half of them, and the longest.
 USUAL, LONGEST = 0.2, 2.0
+# Readings that must come live before it is over.
+WRITTEN = 200
 END = -1
 
 
@@ -70,7 +72,8 @@ async def test_the_whole_log_is_replayed_exactly_while_others_write_and_follow(
             connections = [await clients.connect(*one) for one in late + some]
             hesitating = asyncio.create_task(hesitate(connections[3], late[3][1], chance))
             await until(
-                lambda: all(len(trace.record) > size for _, trace in late), within=150 if long else 30
+                lambda: all(len(trace.record) > size + WRITTEN for _, trace in late),
+                within=150 if long else 30,
             )
         grown = memory(gate, "VmHWM") - before
         await gates.write([{"device": "end", "metric": "m", "ts": 0, "value": END}])
@@ -90,6 +93,6 @@ async def test_the_whole_log_is_replayed_exactly_while_others_write_and_follow(
         f"{1000 * took[len(took) // 2]:.0f} ms, at most {1000 * took[-1]:.0f} ms"
     )
     assert grown <= GROWTH
-    assert len(took) > 20
+    assert len(took) > 10
     assert took[len(took) // 2] < USUAL
     assert took[-1] < LONGEST

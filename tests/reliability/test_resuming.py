@@ -156,33 +156,41 @@ async def _come_back(clients: Clients, traces: list[tuple[str, Trace]]) -> None:
         assert newest == {"a.x": 3, "a.y": 4}, wire
 
 
-@pytest.mark.parametrize("wire", ["json", "msgpack"])
+@pytest.mark.parametrize(("wire", "death"), [("json", None), ("msgpack", signal.SIGTERM)], ids=str)
 async def test_who_reads_too_slowly_and_conflates_gets_the_newest_of_each_series_after_coming_back(
-    tmp_path: Path, port: int, wire: str
+    tmp_path: Path, port: int, wire: str, death: signal.Signals | None
 ) -> None:
-    """The connection is lost while much is kept back; what was shown last is safe to resume from."""
+    """The connection ends while much is kept back; the last position shown is safe to resume from."""
     place = Place(port)
     gates = Gates(tmp_path / "data", place, STREAM_QUEUE="256KiB")
     trace = Trace(Wish(["a.>"]), "earliest")
-    written, text = 12_000, "x" * 1000
-    async with gates.one(), Clients(place) as clients:
+    written, text = 8_000, "x" * 1000
+    async with gates.one() as gate, Clients(place) as clients:
         connection = await clients.connect(wire, trace, buffer=65536, overflow="conflate")
         await until(lambda: trace.live)
         connection.pause()
         for first in range(0, written, 500):
             await gates.write([item(f"a.d{ts % 20}", f"{ts} {text}", ts) for ts in range(first, first + 500)])
-        # It reads a part of what the kernel has kept, and is gone.
+        if death is not None:
+            gates.end(gate, death)
+        # It reads what the kernel has kept, or a part of it.
         connection.resume()
         await until(lambda: len(trace.record) > 100)
-        await clients.lose()
-        shown, seen = offset(trace.position), len(trace.record)
-        log = await asyncio.to_thread(stored, tmp_path / "data")
-        newest = {row.device: row for row in log}
-        assert len(log) == written
-        assert all(row.offset > shown for row in newest.values()), "nothing was kept back"
+        if death is None:
+            connection.lose()
+        await clients.closed()
+    log = await asyncio.to_thread(stored, tmp_path / "data")
+    newest = {row.device: row for row in log}
+    seen = len(trace.record)
+    missing = [row for row in newest.values() if row not in trace.record]
+    assert len(log) == written
+    assert missing, "nothing was kept back: the test tells nothing"
+    assert all(row.offset > offset(trace.position) for row in missing)
+    assert trace.codes == ([] if death is None else [1001])
+    place.up.clear()
+    async with gates.one(), Clients(place) as clients:
         await clients.connect(wire, trace, overflow="conflate")
         await until(lambda: trace.live and offset(trace.position) == written)
     assert {row.device: row for row in trace.record} == newest
-    offsets = [row.offset for row in trace.record]
-    assert offsets[seen] > shown
-    assert len(set(offsets)) == len(offsets)
+    assert len(trace.record) > seen
+    assert len(set(trace.record)) == len(trace.record)
