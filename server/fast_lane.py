@@ -6,11 +6,11 @@ codings, HTTP/1.0, `Connection: close`, Expect) goes to the common lane.
 
 import asyncio
 import contextlib
-import re
 from collections.abc import Callable, Coroutine
 from time import monotonic
 from typing import Any, Protocol, cast
 
+from aiohttp.http import HttpVersion11
 from aiohttp.http_parser import RawRequestMessage
 from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 
@@ -33,7 +33,6 @@ HEAD_MAX = 2048
 # Bodies under unknown heads up to this are taken from the parser; larger ones use the common lane.
 BODY_MAX = 64 * 1024
 
-_DIGITS = re.compile(r"0|[1-9][0-9]{0,7}", re.ASCII)
 _NOT_PLAIN = frozenset(("Connection", "Content-Encoding", "Expect", "Transfer-Encoding", "Upgrade"))
 
 
@@ -53,20 +52,25 @@ class Connection(Protocol):
 
 
 def is_exact(message: RawRequestMessage, length: int) -> bool:
-    """Whether a parsed request has a body of just `length` bytes."""
-    announced = message.headers.get("Content-Length", "0")
+    """Whether a parsed request announces a body of just `length` bytes, without a sign or leading zero."""
     return (
         not message.chunked
         and not message.upgrade
         and message.method != "CONNECT"
-        and _DIGITS.fullmatch(announced) is not None
-        and int(announced) == length
+        and message.headers.get("Content-Length", "0") == str(length)
     )
 
 
-def is_plain(message: RawRequestMessage) -> bool:
-    """Whether the fast lane may answer a parsed request."""
-    return message.version == (1, 1) and not message.should_close and _NOT_PLAIN.isdisjoint(message.headers)
+def is_plain(message: RawRequestMessage, length: int) -> bool:
+    """Whether the fast lane may answer a parsed request that has a body of `length` bytes."""
+    headers = message.headers
+    return (
+        headers.get("Content-Length", "0") == str(length)
+        and _NOT_PLAIN.isdisjoint(headers)
+        and message.version == HttpVersion11
+        and not message.should_close
+        and message.method != "CONNECT"
+    )
 
 
 class FastLane:

@@ -217,6 +217,21 @@ async def _parses() -> None:
     assert protocol._parser is None
 
 
+@part("_close", "_force_close")
+async def _listens_no_more() -> None:
+    """Set by `close` and `force_close`: what comes then is neither parsed nor queued."""
+    for name in ("_close", "_force_close"):
+        async with stage() as on:
+            protocol = on.protocol
+            assert not protocol._close
+            assert not protocol._force_close
+            getattr(protocol, name.removeprefix("_"))()
+            assert getattr(protocol, name)
+            on.feed_apart(GET)
+            assert not protocol._messages
+            assert protocol._request_count == 0
+
+
 @part("_request_count")
 async def _counts() -> None:
     """Grows with each head that the parser accepts or refuses, before its body is there."""
@@ -239,8 +254,7 @@ async def _keeps_what_follows_an_upgrade() -> None:
     handled, and only then."""
     async with stage() as on:
         on.go.clear()
-        assert on.protocol._current_request is None
-        assert on.protocol._message_tail == b""
+        assert (on.protocol._current_request, on.protocol._message_tail) == (None, b"")
         await on.client.send(UPGRADE + b"frames")
         await until(lambda: len(on.seen) == 1)
         assert on.protocol._current_request is on.seen[0]
