@@ -172,7 +172,10 @@ async def test_who_reads_too_slowly_and_conflates_gets_the_newest_of_each_series
         for first in range(0, written, 500):
             await gates.write([item(f"a.d{ts % 20}", f"{ts} {text}", ts) for ts in range(first, first + 500)])
         if death is not None:
+            # All streams are ended in one turn.
+            witness = await clients.connect("json", Trace(Wish(["nothing"])))
             gates.end(gate, death)
+            await witness.closed
         # It reads what the kernel has kept, or a part of it.
         connection.resume()
         await until(lambda: len(trace.record) > 100)
