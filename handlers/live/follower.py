@@ -303,7 +303,8 @@ class Follower:
 
     def _shed(self, backlog: Backlog) -> None:
         """Drop what may be dropped until the rest is within the bound; else the follower is too slow."""
-        over = self.queued() - self._bound
+        # A batch that was given whole is no reason to give up who lets items go.
+        over = min(self._sink.pending(), self._limit) + backlog.size - self._bound
         if over > 0:
             over, count = backlog.shed(over)
             self._hub.figures.dropped[Overflow.DROP_OLDEST] += count
