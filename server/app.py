@@ -22,7 +22,7 @@ from handlers.health import Health
 from handlers.reading import Readings
 from handlers.tokens import TokenHandlers
 from handlers.writing import Writing
-from server import identity, logs, routes
+from server import compat, identity, logs, routes
 from server.cors import Cors
 from server.dispatch import Dispatch, Endpoint
 from server.encoding import Encoder
@@ -149,6 +149,10 @@ class Gate:
         self.memo = HeadMemo(MEMO_HEADS, MEMO_BYTES)
         self.encoder.tick(formatdate(usegmt=True))
         self._fast_lanes: list[FastLane] = []
+        obstacle = compat.obstacle() if settings.fast_lane else ""
+        if obstacle:
+            _log.warning("the fast lane is off", extra={"reason": obstacle})
+        self._fast_lane = settings.fast_lane and not obstacle
         public = [r for r in table if r.template != routes.METRICS or not settings.metrics_port]
         self.server = self._server(Router(public), log)
         self.operations = self._server(Router(r for r in table if r.template in routes.OPERATIONS), log)
@@ -277,7 +281,7 @@ class Gate:
             settings.body_timeout,
         )
         protocol = None
-        if settings.fast_lane:
+        if self._fast_lane:
             fast = FastLane(
                 lane,
                 dispatch,
@@ -329,6 +333,8 @@ class Gate:
                 partial(getattr, source, "evictions"),
                 cache=name,
             )
+        gauge("tidegate_cache_entries", "Entries.", lambda: len(self.memo), cache="head")
+        gauge("tidegate_cache_bytes", "Bytes of keys.", lambda: self.memo.bytes, cache="head")
         gauge("tidegate_bodies_bytes", "Bytes of bodies that are arriving.", lambda: server.lane.held)
         for limiter in (self._requests, self._points, self._logins):
             if limiter is not None:

@@ -94,6 +94,9 @@ class FastProtocol(GateProtocol):
 
     def _keep(self, data: bytes) -> None:
         """Keep what came too early; a client that sends on and on is not read any more."""
+        # aiohttp says that nothing came whenever a body is read from its parser.
+        if not data:
+            return
         self._kept.append(data)
         self._kept_size += len(data)
         if self._kept_size > KEPT_MAX:
@@ -154,6 +157,9 @@ class FastProtocol(GateProtocol):
                 break
             self._pending = False
             answers.append(answer)
+            if start < size and self._gate.lane.closing:
+                # It said that it is the last one of this connection.
+                break
         self._write(b"".join(answers))
         if start < size:
             self._keep(data[start:])

@@ -76,12 +76,13 @@ class HeadMemo:
 
     def put(self, head: bytes, known: Known) -> None:
         """Remember a head."""
-        if head not in self._known:
-            self.bytes += len(head)
-        self._known[head] = known
-        while len(self._known) > self._entries or self.bytes > self._size:
+        self.drop(head)
+        # Before it comes in: one that was never looked up would be the first to go.
+        while self._known and (len(self._known) >= self._entries or self.bytes + len(head) > self._size):
             self.bytes -= len(make_room(self._known))
             self.evictions += 1
+        self._known[head] = known
+        self.bytes += len(head)
 
     def drop(self, head: bytes) -> None:
         """Forget a head."""

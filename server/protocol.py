@@ -192,6 +192,9 @@ class GateProtocol(RequestHandler):
             self._socket = None
             if not self.content.is_eof():
                 _break(self.content, ClientGone())
+            if self._waiter is not None and self._waiter.done() and self._task_handler is not None:
+                # It was woken for a request but has not run yet: it would find nothing to handle it with.
+                self._task_handler.cancel()
             super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -199,13 +202,20 @@ class GateProtocol(RequestHandler):
         if self._socket is None:
             return
         # One by one: the parser forgets what stood before a request that it refuses.
-        while self._remaining == 0 and not self._begun and not self._broken:
-            stop = measured(data)
-            if stop >= len(data):
-                break
+        while not self._broken and (stop := self._stop(data)) < len(data):
             self._feed(data[:stop])
             data = data[stop:]
         self._feed(data)
+
+    def _stop(self, data: bytes) -> int:
+        """How much to feed at once, at least 1: no more than belongs to one request, if that is known."""
+        if self._remaining:
+            return self._remaining if self._remaining > 0 else len(data)
+        if not self._begun:
+            return measured(data)
+        # The rest of a head; how long its body is the parser will tell.
+        end = (self._tail + data).find(HEAD_END)
+        return max(1, end + 4 - len(self._tail)) if end >= 0 else len(data)
 
     def _feed(self, data: bytes) -> None:
         # Behind what is no HTTP nothing is read any more.
@@ -350,7 +360,9 @@ class GateProtocol(RequestHandler):
 
 def measured(data: bytes) -> int:
     """Where the request that begins `data` ends, as far as its bytes tell; the parser's word counts."""
-    end = data.find(HEAD_END) + 4
+    # Empty lines before it are skipped, and belong to it here: one by one they would take their time.
+    begun = len(data) - len(data.lstrip(b"\r\n"))
+    end = data.find(HEAD_END, begun) + 4
     return end + announced_length(data[:end]) if end >= 4 else len(data)
 
 

@@ -17,6 +17,22 @@ _VARYING = re.compile(rb"^(Date|X-Request-ID): [^\r]*\r\n", re.MULTILINE)
 _LENGTH = re.compile(rb"(?<=problem\+json\r\n)Content-Length: [0-9]+\r\n")
 _INSTANCE = re.compile(rb'"instance":"[^"]*"')
 
+# Figures of the head memo, as /metrics shows them.
+HITS = 'tidegate_cache_hits_total{cache="head"}'
+MISSES = 'tidegate_cache_misses_total{cache="head"}'
+EVICTIONS = 'tidegate_cache_evictions_total{cache="head"}'
+ENTRIES = 'tidegate_cache_entries{cache="head"}'
+BYTES = 'tidegate_cache_bytes{cache="head"}'
+
+
+async def figure(gate: Running, name: str) -> float:
+    """A figure of /metrics, read without a request that would change it."""
+    text, _ = await asyncio.to_thread(gate.gate.metrics.render, "")
+    for line in text.decode().splitlines():
+        if line.startswith(name + " "):
+            return float(line.rpartition(" ")[2])
+    raise LookupError(name)
+
 
 class FakeTransport(asyncio.Transport):
     """Keeps what is written; the test decides where the bytes that arrive are cut."""

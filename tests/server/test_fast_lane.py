@@ -1,9 +1,7 @@
-"""The fast lane says what the common lane says, and its memo keeps its rules."""
+"""The fast lane says what the common lane says. (More of it: test_lane_*.py.)"""
 
-import asyncio
 import gzip
 import json
-import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -156,102 +154,15 @@ async def test_any_stream_cut_at_any_places_gets_the_same_answers(gates: Gates, 
     await same_answers(gates, [pieces, [stream]])
 
 
-async def _memo(gate: Running, *requests: bytes) -> Client:
-    """A connection on which these were sent, each in one piece."""
-    client = Client(gate)
-    await client.send(*requests)
-    return client
-
-
-@pytest.fixture
-def fast(gates: Gates) -> Running:
-    return gates[0]
-
-
-def statuses(answers: bytes) -> list[int]:
-    return [int(status) for status in re.findall(rb"HTTP/1\.1 ([0-9]{3}) ", answers)]
-
-
-async def test_a_head_is_remembered_at_its_second_sight_on_one_connection(fast: Running) -> None:
-    get = request("GET", "/v1/devices/demo.a/latest", fast.token())
-    memo = fast.gate.memo
-    for _ in range(3):
-        await _memo(fast, get)
-    assert len(memo) == 0
-    client = await _memo(fast, get, get)
-    assert len(memo) == 1
-    hits = memo.hits
-    await client.send(get)
-    assert memo.hits == hits + 1
-    assert statuses(client.transport.written) == [200, 200, 200]
-
-
-async def test_a_token_cut_inside_a_header_is_never_remembered_as_the_head_that_follows(
-    fast: Running,
-) -> None:
-    """Rule "Boundary": the second half, alone on another connection, must get 401."""
-    # The second half is a whole head by itself, without a token.
-    tail = request("GET", "/v1/devices/demo.a/latest")
-    first = tail.replace(b"Host: x", f"Authorization: Bearer {fast.token()}".encode())[:-2] + b"X-Rest: "
-    client = Client(fast)
-    for _ in range(4):
-        await client.send(first, tail)
-    assert set(statuses(client.transport.written)) == {200}
-    other = await _memo(fast, tail)
-    assert statuses(other.transport.written) == [401]
-
-
-async def test_a_revoked_token_is_refused_under_a_known_head(fast: Running) -> None:
-    made = await fast.post("/v1/clients", {"id": "c", "scopes": ["readings:read"], "devices": [">"]})
-    form = f"grant_type=client_credentials&client_id=c&client_secret={made.json['secret']}".encode()
-    headers = {"Content-Type": "application/x-www-form-urlencoded"}
-    token = (await fast.post("/v1/token", data=form, headers=headers, token="")).json["access_token"]
-    get = request("GET", "/v1/devices/demo.a/latest", token)
-    client = await _memo(fast, get, get, get)
-    await fast.call("DELETE", "/v1/clients/c")
-    await client.send(get)
-    assert statuses(client.transport.written) == [200, 200, 200, 401]
-
-
-async def test_an_expired_token_is_refused_under_a_known_head(fast: Running) -> None:
-    get = request("GET", "/v1/devices/demo.a/latest", fast.token(ttl=2))
-    client = await _memo(fast, get, get, get)
-    async with asyncio.timeout(10):
-        while statuses(client.transport.written)[-1] == 200:
-            await client.send(get)
-    assert statuses(client.transport.written)[-1] == 401
-
-
-async def test_bodies_are_read_anew_under_a_known_head(fast: Running) -> None:
-    token = fast.token()
-    bodies = [write(token, 5000 + n) for n in range(5)]
-    client = await _memo(fast, *bodies)
-    assert fast.gate.memo.hits > 0
-    assert statuses(client.transport.written) == [200] * 5
-    page = (await fast.get("/v1/devices/demo.a/readings?from=5000&to=5005&time=ms")).json["items"]
-    assert [item["ts"] for item in page] == [5000, 5001, 5002, 5003, 5004]
-
-
-async def test_answers_of_a_pipeline_keep_their_order(fast: Running) -> None:
-    token = fast.token()
+async def test_answers_of_a_pipeline_keep_their_order(gates: Gates) -> None:
+    fast, token = gates[0], gates[0].token()
     ids = [f"X-Request-ID: r{n}" for n in range(40)]
     get = "/v1/devices/demo.a/latest"
     stream = b"".join(
         write(token, 6000 + n, 1, line) if n % 3 else request("GET", get, token, None, line)
         for n, line in enumerate(ids)
     )
-    client = await _memo(fast, stream)
+    client = Client(fast)
+    await client.send(stream)
     lines = [line for line in client.transport.written.split(b"\r\n") if line.startswith(b"X-Request-ID: ")]
     assert lines == [line.encode() for line in ids]
-
-
-async def test_the_memo_is_bounded_in_entries_and_bytes(fast: Running) -> None:
-    memo = fast.gate.memo
-    memo._entries = 10
-    token = fast.token()
-    for n in range(50):
-        get = request("GET", "/v1/devices/demo.a/latest", token, None, f"X-N: {n}")
-        await _memo(fast, get, get)
-    assert len(memo) == 10
-    assert memo.evictions == 40
-    assert memo.bytes == sum(map(len, memo._known))
