@@ -207,13 +207,23 @@ class Writer:
 
 
 class Load:
-    """A crowd and a writer, driven by one loop. `now`: when the last event was handled."""
+    """A crowd and a writer, driven by one loop."""
 
     def __init__(self, crowd: Crowd, writer: Writer) -> None:
         self.crowd = crowd
         self.writer = writer
         self._fd = writer.sock.fileno()
         crowd.poll.register(self._fd, select.EPOLLIN)
+        self._writer_poll = select.poll()
+        self._writer_poll.register(self._fd, select.POLLIN)
+
+    def acknowledged(self, timeout: float) -> int:
+        """Wait for the writer alone, so many seconds at most; how many writes were acknowledged."""
+        return self.writer.take() if self._writer_poll.poll(timeout * 1000) else 0
+
+    def ready(self) -> list[int]:
+        """The followers for whom there is something to take."""
+        return [fd for fd, _ in self.crowd.poll.poll(0, len(self.crowd) + 1) if fd != self._fd]
 
     def turn(self, timeout: float) -> tuple[list[int], int]:
         """Handle what has come: followers that got something, and how many writes were acknowledged."""

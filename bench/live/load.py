@@ -1,16 +1,18 @@
 """`python -m bench.live.load` loads a target with followers and a writer: a task on stdin, JSON on stdout.
 
-closed: some writes are always under way, for the highest throughput. Between two looks the loop naps, so that
-nobody has to wake it: what a server pays for is sending, as if the followers were elsewhere.
+closed: two writes are always under way, for the highest throughput. Followers are read in sweeps, so that
+nobody has to wake them, and few calls take in much: a server pays for sending, as if they were elsewhere.
 open: writes at a fixed rate, each delivery timed from when its write was due (see bench/load/open_loop.py).
 The loop spins then.
-drain: a follower has one write in its socket each, the server is idle: how fast the crowd itself can be.
+drain: every follower has in its socket what comes between two sweeps, the server is idle: how fast the crowd
+itself can be.
 """
 
 import gc
 import subprocess
 import sys
 import time
+from collections import deque
 
 import msgspec
 from msgspec import Struct
@@ -22,14 +24,15 @@ from bench.load.open_loop import Open, percentile
 from bench.load.wrk import Void
 from bench.verify import Unverified
 
-# Seconds of a nap, and of a look that finds nothing.
-NAP, LOOK = 0.0005, 0.05
-# Writes under way in a closed loop: one that is committed, and one that waits for that.
-UNDER_WAY = 2
-# Seconds from the first follower to the end: servers ping after 25 s, and the crowd takes readings only.
+# Seconds between two sweeps, and followers of a sweep that are read before the writer is looked after again.
+SWEEP, SLICE = 0.05, 50
+# Writes under way in a closed loop: one that is committed, and one that waits for that; and seconds between
+# two of them, or a group commit would make one of both.
+UNDER_WAY, APART = 2, 0.002
+# Seconds from the first follower to the end: servers ping after 25 s, which the crowd does not take.
 SECONDS_MAX = 22.0
-# Writes of a drain.
-DRAINS = 200
+# Drains, and writes of each.
+DRAINS, DRAINED = 50, 10
 
 
 class Shape(Struct, frozen=True):
@@ -123,15 +126,21 @@ def perform(task: Task) -> Loaded:
 
 def _closed(load: Load, shape: Shape, seconds: float) -> tuple[float, None]:
     """Writes, as many as are acknowledged; seconds until the last was delivered."""
-    writer = load.writer
-    start = time.monotonic()
-    for _ in range(UNDER_WAY):
-        writer.write(shape.readings)
-    while time.monotonic() < start + seconds:
-        _, acknowledged = load.turn(LOOK)
-        for _ in range(acknowledged):
+    writer, crowd = load.writer, load.crowd
+    start = now = time.monotonic()
+    sweep, written, owed = start + SWEEP, 0.0, UNDER_WAY
+    due: deque[int] = deque()
+    while now < start + seconds:
+        if owed and now - written >= APART:
             writer.write(shape.readings)
-        time.sleep(NAP)
+            written, owed = now, owed - 1
+        if not due and now >= sweep:
+            due.extend(load.ready())
+            sweep = now + SWEEP
+        for _ in range(min(SLICE, len(due))):
+            crowd.take(due.popleft())
+        owed += load.acknowledged(0 if due else APART if owed else max(0.0, sweep - now))
+        now = time.monotonic()
     load.finish()
     return time.monotonic() - start, None
 
@@ -207,14 +216,10 @@ def _drain(load: Load, task: Task) -> Loaded:
     shape, writer, crowd = task.shape, load.writer, load.crowd
     spent, watch, before = 0.0, CoreWatch(lambda: group_cpu(task.group)), resident(task.group)
     for _ in range(DRAINS):
-        writer.write(shape.readings)
-        writer.sock.setblocking(True)
-        writer.sock.settimeout(PATIENCE)
-        while writer.waiting:
-            writer.take()
-        writer.sock.setblocking(False)
-        # Acknowledged is not sent yet, where a server's write is later than its answer.
-        time.sleep(0.002)
+        for _ in range(DRAINED):
+            writer.write(shape.readings)
+            if not load.acknowledged(PATIENCE):
+                raise Unverified("a write was not acknowledged")
         began = time.perf_counter()
         load.finish()
         spent += time.perf_counter() - began

@@ -1,4 +1,4 @@
-"""What the streams must reach: the table Speed of issue 4, as ratios inside one run where two are compared."""
+"""What the streams must reach: the table Speed of issue 4, as ratios in a run where two are compared."""
 
 from typing import Literal
 

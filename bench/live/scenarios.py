@@ -1,4 +1,4 @@
-"""What is measured of the streams: a table of scenarios. A target's description names those it takes part in."""
+"""What is measured of the streams: a table of scenarios. A target names those it takes part in."""
 
 from typing import Literal
 

@@ -37,7 +37,7 @@ _GRANTS = (parse_pattern("bench.>"),)
 
 
 class Workload(msgspec.Struct, frozen=True):
-    """So many filters, and so many readings a batch; `cold`: each reading is of a device never seen before."""
+    """So many filters, and so many readings a batch; `cold`: each is of a device never seen before."""
 
     filters: int
     batch: int = 1
