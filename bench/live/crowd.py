@@ -63,10 +63,9 @@ class Reference:
 class Connection:
     """One socket. `place`: how much of the reference its follower has got."""
 
-    __slots__ = ("place", "receive", "seen", "sock")
+    __slots__ = ("place", "receive", "seen")
 
     def __init__(self, sock: socket.socket) -> None:
-        self.sock = sock
         self.receive = sock.recv_into
         self.place = 0
         # How many readings of the reference were timed already.
@@ -86,7 +85,7 @@ class Crowd:
         self.followers: dict[int, Connection] = {}
         self._buffer = bytearray(BUFFER)
         self._view = memoryview(self._buffer)
-        self._stuck: list[socket.socket] = []
+        self._socks: list[socket.socket] = []
 
     def __len__(self) -> int:
         return len(self.followers)
@@ -102,7 +101,6 @@ class Crowd:
         for _ in range(count):
             sock = self._connect(receive_buffer=4096)
             self._open(sock, overflow)
-            self._stuck.append(sock)
 
     def _wave(self, count: int) -> None:
         socks = [self._connect() for _ in range(count)]
@@ -122,6 +120,7 @@ class Crowd:
 
     def _connect(self, receive_buffer: int = 0) -> socket.socket:
         sock = socket.socket()
+        self._socks.append(sock)
         sock.settimeout(PATIENCE)
         if receive_buffer:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
@@ -149,9 +148,7 @@ class Crowd:
     def close(self) -> None:
         """Hang up."""
         self.poll.close()
-        for follower in self.followers.values():
-            follower.sock.close()
-        for sock in self._stuck:
+        for sock in self._socks:
             sock.close()
 
 
@@ -161,7 +158,11 @@ class Writer:
     def __init__(self, host: str, port: int, token: str, padding: int = 0) -> None:
         self.sock = socket.create_connection((host, port), timeout=PATIENCE)
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        _upgrade(self.sock, token)
+        try:
+            _upgrade(self.sock, token)
+        except (Unverified, OSError):
+            self.sock.close()
+            raise
         self.sock.setblocking(False)
         self.written = 0
         self._padding = padding

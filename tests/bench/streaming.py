@@ -1,6 +1,7 @@
 """A small target of streams that keeps the contract, and can be told to break it in one way."""
 
 import base64
+import contextlib
 import hashlib
 import itertools
 import json
@@ -96,7 +97,12 @@ class Handler(socketserver.BaseRequestHandler):
     def handle(self) -> None:
         """A head, then frames."""
         self.request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.file = self.request.makefile("rb")
+        # A client that has seen enough hangs up.
+        with contextlib.suppress(OSError), self.request.makefile("rb") as self.file:
+            self.serve()
+
+    def serve(self) -> None:
+        """Until the client goes."""
         head = b"".join(iter(self.file.readline, b"\r\n"))
         fault = self.server.fault
         if head.startswith(b"GET /v1/events"):
