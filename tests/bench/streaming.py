@@ -120,8 +120,8 @@ class Handler(socketserver.BaseRequestHandler):
         while (command := self.command()) is not None:
             if command["type"] == "subscribe":
                 self.request.sendall(frame({"type": "subscribed", "id": 1, "recovered": None}))
-                self.request.sendall(frame({"type": "live", "id": 1}))
                 self.server.followers.append((self.request, False))
+                self.request.sendall(frame({"type": "live", "id": 1}))
             else:
                 self.write(command)
 
@@ -132,11 +132,11 @@ class Handler(socketserver.BaseRequestHandler):
             b"HTTP/1.1 200 OK\r\nContent-Type: " + kind + b"\r\nTransfer-Encoding: chunked\r\n\r\n"
         )
         first = b"" if self.server.fault == "no verdict" else b"event: recovery\ndata: {}\n\n"
+        self.server.followers.append((self.request, True))
         if first:
             self.request.sendall(b"%x\r\n%b\r\n" % (len(first), first))
         else:
             self.request.sendall(event({"position": "x"}))
-        self.server.followers.append((self.request, True))
 
     def write(self, command: dict[str, object]) -> None:
         """Publish, then acknowledge."""

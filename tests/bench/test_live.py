@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -33,14 +34,16 @@ from tests.bench.streaming import streaming
 WEBSOCKET, SSE = (
     Scenario("x", "x", "deliveries/s", Shape(3, transport=transport)) for transport in Transport
 )
+# The one who gets something else may be the first with it: then it is the others who differ.
+_DIFFERS = "a follower got other bytes|in order and once|did not get everything"
 CHEATS = [
     ("wrong accept", "expected the Sec-WebSocket-Accept"),
     ("drops one for all", "expected reading 3 next"),
     ("doubles one for all", "expected reading 4 next"),
     ("swaps two", "expected reading 3 next"),
-    ("drops one for one", "a follower got other bytes"),
-    ("doubles one for one", "a follower got other bytes"),
-    ("other bytes for one", "a follower got other bytes"),
+    ("drops one for one", _DIFFERS),
+    ("doubles one for one", _DIFFERS),
+    ("other bytes for one", _DIFFERS),
     ("wrong value", "expected reading 3 next"),
     ("no position", "expected ts and position"),
     ("binary frames", "expected a whole text frame"),
@@ -66,7 +69,7 @@ def test_a_target_that_keeps_the_contract_is_verified(scenario: Scenario) -> Non
 def test_a_cheat_is_caught_before_anything_is_measured(fault: str, complaint: str) -> None:
     with streaming(fault) as port, pytest.raises(Unverified) as caught:
         check(WEBSOCKET, f"http://127.0.0.1:{port}")
-    assert complaint in str(caught.value)
+    assert re.search(complaint, str(caught.value))
 
 
 @pytest.mark.parametrize(
@@ -75,14 +78,14 @@ def test_a_cheat_is_caught_before_anything_is_measured(fault: str, complaint: st
         ("wrong type", "expected 200 with text/event-stream"),
         ("no verdict", "expected the event recovery"),
         ("drops one for all", "expected reading 3 next"),
-        ("doubles one for one", "a follower got other bytes"),
+        ("doubles one for one", _DIFFERS),
         ("swaps two", "expected reading 3 next"),
     ],
 )
 def test_a_cheat_over_events_is_caught(fault: str, complaint: str) -> None:
     with streaming(fault) as port, pytest.raises(Unverified) as caught:
         check(SSE, f"http://127.0.0.1:{port}")
-    assert complaint in str(caught.value)
+    assert re.search(complaint, str(caught.value))
 
 
 @pytest.mark.parametrize(
@@ -90,15 +93,15 @@ def test_a_cheat_over_events_is_caught(fault: str, complaint: str) -> None:
     [
         ("drops one for all", "next, in order and once"),
         ("doubles one for all", "next, in order and once"),
-        ("drops one for one", "a follower got other bytes"),
-        ("doubles one for one", "a follower got other bytes"),
+        ("drops one for one", _DIFFERS),
+        ("doubles one for one", _DIFFERS),
     ],
 )
 @pytest.mark.parametrize("rate", [0.0, 200.0], ids=["closed", "open"])
 def test_a_cheat_in_the_midst_of_the_load_is_caught(fault: str, complaint: str, rate: float) -> None:
     with streaming(fault, after=30) as port, pytest.raises(Unverified) as caught:
         perform(_task(port, Shape(5, rate=rate)))
-    assert complaint in str(caught.value)
+    assert re.search(complaint, str(caught.value))
 
 
 def test_one_who_lacks_the_end_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
