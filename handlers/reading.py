@@ -1,6 +1,6 @@
 """Reading readings: newest values, ranges, buckets and the log."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Annotated
 
 import msgspec
@@ -8,15 +8,16 @@ import msgspec
 from handlers import parameters
 from handlers.exchange import Answer, Handler, Head, Media, Request, Response
 from handlers.exports import export
-from handlers.pages import cursor, page
+from handlers.pages import cursor, page, pages
 from handlers.parameters import readable_device, selection, stamp
 from handlers.problems import Problem
 from handlers.schemas import LatestOut, LogItem, LogOut, RangeItem, SampleOut, representation, respond
-from handlers.times import Stamp
+from handlers.times import Stamp, Stamps, column
 from storage.cache import LatestCache
 from storage.devices import Devices
-from storage.log import InvalidPosition, Log, Position, Range, parse_position
+from storage.log import InvalidPosition, Log, Position, Range, RangePage, parse_position
 from storage.models import FUNCTIONS, TS_END, Bucket, Latest, Reading, Verdict
+from storage.patterns import Selection
 
 # Rows of one page of an export: read, encoded and sent before the next is read.
 EXPORT_ROWS = 1_000
@@ -56,7 +57,7 @@ class Readings:
             # Retention takes values away without a new offset, and moves the floor.
             etag = f'W/"{position}.{state.floor}"' if state.floor else f'W/"{position}"'
             lines = f"ETag: {etag}\r\n{_LATEST_LINES}"
-            if conditions and _matches(conditions, etag):
+            if conditions and matches(conditions, etag):
                 return Response(304, lines=lines)
             return Response(200, encode(_latest_out(latest, position, style)), content_type, lines=lines)
 
@@ -80,9 +81,9 @@ class Readings:
 
     # -- ranges --------------------------------------------------------------------------------
 
-    async def range(self, request: Request) -> Response:
+    def range(self, head: Head) -> Handler:
         """`GET /v1/devices/{device}/readings`, also in buckets, also as CSV or NDJSON."""
-        query, device = request.head.query, readable_device(request.head)
+        query, device = head.query, readable_device(head)
         span = Range(
             device,
             parameters.metrics(query),
@@ -92,34 +93,36 @@ class Readings:
         )
         every = parameters.duration(query, "every")
         if every is not None:
-            return await self._buckets(request, span, every)
+            return self._buckets(head, span, every)
         if "fn" in query:
             raise parameters.invalid("fn", "expected together with every")
-        style = stamp(request.head)
-        if request.head.accept in (Media.CSV, Media.NDJSON):
-            await self._devices.device(device)
-            pages = self._range_pages(span, self._log.state().head)
-            return export(
-                request.head.accept,
-                pages,
-                ("offset", "metric", "ts", "value"),
-                lambda r: _range_item(r, style),
+        stamps, log_state, read = column(stamp(head)), self._log.state, self._log.range
+        if head.accept in (Media.CSV, Media.NDJSON):
+            columns = ("offset", "metric", "ts", "value")
+            return self._export(
+                head, device, columns, lambda: self._range_pages(span, log_state().head, stamps)
             )
         limit = parameters.limit(query)
         after = cursor(query, tuple[_Place, _Place])
-        found = await self._log.range(span, after, self._log.state().head, limit + 1)
-        items = [_range_item(reading, style) for reading in found[:limit]]
-        last = (found[limit - 1].ts, found[limit - 1].offset) if len(found) > limit else None
-        return page(request, items, last)
+        show = pages(head)
 
-    async def _range_pages(self, span: Range, until: int) -> AsyncIterator[list[Reading]]:
+        async def answer(_: Request) -> Response:
+            found = await read(span, after, log_state().head, limit + 1)
+            items = _range_items(found, stamps)
+            if len(items) <= limit:
+                return show(items, None)
+            return show(items[:limit], (found.times[limit - 1], found.offsets[limit - 1]))
+
+        return answer
+
+    async def _range_pages(self, span: Range, until: int, stamps: Stamps) -> AsyncIterator[list[RangeItem]]:
         after = None
-        while found := await self._log.range(span, after, until, EXPORT_ROWS):
-            yield found
-            after = found[-1].ts, found[-1].offset
+        while (found := await self._log.range(span, after, until, EXPORT_ROWS)).offsets:
+            yield _range_items(found, stamps)
+            after = found.times[-1], found.offsets[-1]
 
-    async def _buckets(self, request: Request, span: Range, every: int) -> Response:
-        query, style = request.head.query, stamp(request.head)
+    def _buckets(self, head: Head, span: Range, every: int) -> Handler:
+        query, style = head.query, stamp(head)
         functions = tuple(dict.fromkeys(parameters.several(query, "fn"))) or ("avg",)
         for name in functions:
             if name not in FUNCTIONS:
@@ -127,41 +130,58 @@ class Readings:
         if span.descending:
             raise parameters.invalid("order", "buckets come in ascending order")
 
-        def shown(bucket: Bucket) -> dict[str, object]:
-            return {"ts": style(bucket.ts), "metric": bucket.metric, **bucket.figures}
-
-        if request.head.accept in (Media.CSV, Media.NDJSON):
-            await self._devices.device(span.device)
-            pages = self._bucket_pages(span, every, functions)
-            return export(request.head.accept, pages, ("ts", "metric", *functions), shown)
+        if head.accept in (Media.CSV, Media.NDJSON):
+            columns = ("ts", "metric", *functions)
+            return self._export(
+                head, span.device, columns, lambda: self._bucket_pages(span, every, functions, style)
+            )
         limit = parameters.limit(query)
         after = cursor(query, tuple[_Place, str])
-        found = await self._log.buckets(span, every, functions, after, limit + 1)
-        last = (found[limit - 1].ts, found[limit - 1].metric) if len(found) > limit else None
-        return page(request, [shown(bucket) for bucket in found[:limit]], last)
+        show = pages(head)
+
+        async def answer(_: Request) -> Response:
+            found = await self._log.buckets(span, every, functions, after, limit + 1)
+            last = (found[limit - 1].ts, found[limit - 1].metric) if len(found) > limit else None
+            return show([_bucket_item(bucket, style) for bucket in found[:limit]], last)
+
+        return answer
 
     async def _bucket_pages(
-        self, span: Range, every: int, functions: tuple[str, ...]
-    ) -> AsyncIterator[list[Bucket]]:
+        self, span: Range, every: int, functions: tuple[str, ...], style: Stamp
+    ) -> AsyncIterator[list[dict[str, object]]]:
         after = None
         while found := await self._log.buckets(span, every, functions, after, EXPORT_ROWS):
-            yield found
+            yield [_bucket_item(bucket, style) for bucket in found]
             after = found[-1].ts, found[-1].metric
+
+    def _export(
+        self,
+        head: Head,
+        device: str,
+        columns: tuple[str, ...],
+        pages: Callable[[], AsyncIterator[Sequence[object]]],
+    ) -> Handler:
+        """A handler that streams all `pages` of a device if there is one."""
+
+        async def answer(_: Request) -> Response:
+            await self._devices.device(device)
+            return export(head.accept, pages(), columns)
+
+        return answer
 
     # -- the log -------------------------------------------------------------------------------
 
     async def log(self, request: Request) -> Response:
         """`GET /v1/readings`: the log in order, from a position."""
-        wanted, style, state = selection(request.head), stamp(request.head), self._log.state()
+        wanted, stamps, state = selection(request.head), column(stamp(request.head)), self._log.state()
         offset = self._since(parameters.one(request.head.query, "since"))
         if request.head.accept in (Media.CSV, Media.NDJSON):
-            pages = self._log_pages(offset, state.head, request)
-            columns = ("offset", "device", "metric", "ts", "value")
-            return export(request.head.accept, pages, columns, lambda r: _log_item(r, style))
+            found_all = self._log_pages(offset, state.head, wanted, stamps)
+            return export(request.head.accept, found_all, ("offset", "device", "metric", "ts", "value"))
         limit = parameters.limit(request.head.query)
         found = await self._log.read_from(offset, state.head, limit, wanted)
         after = Position(state.epoch, found.scanned)
-        items = [_log_item(reading, style) for reading in found.readings]
+        items = _log_items(found.readings, stamps)
         end = found.scanned >= self._log.state().head
         return respond(request.head.accept, LogOut(items, str(after), end))
 
@@ -184,16 +204,17 @@ class Readings:
             )
         return position.offset
 
-    async def _log_pages(self, offset: int, until: int, request: Request) -> AsyncIterator[list[Reading]]:
-        wanted = selection(request.head)
+    async def _log_pages(
+        self, offset: int, until: int, wanted: Selection, stamps: Stamps
+    ) -> AsyncIterator[list[LogItem]]:
         while offset < until:
             found = await self._log.read_from(offset, until, EXPORT_ROWS, wanted)
             offset = found.scanned
             if found.readings:
-                yield found.readings
+                yield _log_items(found.readings, stamps)
 
 
-def _matches(condition: str, etag: str) -> bool:
+def matches(condition: str, etag: str) -> bool:
     """Weak comparison of If-None-Match (RFC 9110 section 13.1.2)."""
     opaque = etag.removeprefix("W/")
     return condition.strip() == "*" or any(
@@ -208,9 +229,17 @@ def _latest_out(latest: Latest, position: str, style: Stamp) -> LatestOut:
     return LatestOut(latest.device, metrics, position)
 
 
-def _range_item(reading: Reading, style: Stamp) -> RangeItem:
-    return RangeItem(reading.offset, reading.metric, style(reading.ts), reading.value)
+def _range_items(found: RangePage, stamps: Stamps) -> list[RangeItem]:
+    return list(map(RangeItem, found.offsets, found.metrics, stamps(found.times), found.values))
 
 
-def _log_item(reading: Reading, style: Stamp) -> LogItem:
-    return LogItem(reading.offset, reading.device, reading.metric, style(reading.ts), reading.value)
+def _bucket_item(bucket: Bucket, style: Stamp) -> dict[str, object]:
+    return {"ts": style(bucket.ts), "metric": bucket.metric, **bucket.figures}
+
+
+def _log_items(readings: list[Reading], stamps: Stamps) -> list[LogItem]:
+    times = stamps([reading.ts for reading in readings])
+    return [
+        LogItem(reading.offset, reading.device, reading.metric, ts, reading.value)
+        for reading, ts in zip(readings, times, strict=True)
+    ]

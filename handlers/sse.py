@@ -115,7 +115,8 @@ class EventStream(LiveStream):
         start = makers.recoveries.judge_leniently(self._since)
         subscription = Subscription(0, self._filter, Overflow.DISCONNECT, self._interval, start.offset)
         self.follower.add(subscription)
-        sink.write(b"retry: %d\n\n" % makers.retry() + self._verdict(start))
+        # In one event: there are clients that take a lone retry for one.
+        sink.write(b"retry: %d\n" % makers.retry() + self._verdict(start))
         self._streams.add(self)
         if not self.ended:
             makers.recoveries.run(self.follower, subscription, start, latest=self._latest, live=_nothing)

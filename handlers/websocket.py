@@ -156,8 +156,8 @@ class WebSocket(LiveStream):
         self._heard = self._pinged = makers.streams.now()
         # Reading is paused, because the client does not read.
         self._held = False
-        # The gate closes once the last write is answered.
-        self._leaving = False
+        # What to close with once the last write is answered; 0: nothing yet.
+        self._leaving = 0
 
     @property
     def head(self) -> Response:
@@ -204,6 +204,12 @@ class WebSocket(LiveStream):
             position = self._wire.position(self.follower.position())
             self.finish(close_frame(code, position))
 
+    def _leave(self, code: int) -> None:
+        """Hear no more commands, answer the writes that wait, then close."""
+        self._leaving = code
+        if not self._writer.waiting:
+            self.end(code)
+
     def tick(self, now: float) -> None:
         """See LiveStream."""
         super().tick(now)
@@ -226,10 +232,7 @@ class WebSocket(LiveStream):
 
     def going_away(self) -> None:
         """See LiveStream."""
-        if self._writer.waiting:
-            self._leaving = True
-        else:
-            self.end(WSCloseCode.GOING_AWAY)
+        self._leave(WSCloseCode.GOING_AWAY)
 
     def too_slow(self) -> None:
         """See Owner."""
@@ -256,7 +259,7 @@ class WebSocket(LiveStream):
             return
         elif kind is WSMsgType.PING:
             self.follower.say(frame(PONG, message.data))
-        elif kind is WSMsgType.TEXT or kind is WSMsgType.BINARY:
+        elif (kind is WSMsgType.TEXT or kind is WSMsgType.BINARY) and not self._leaving:
             self._command(message)
 
     def _command(self, message: WSMessage) -> None:
@@ -354,7 +357,7 @@ class WebSocket(LiveStream):
                     position=self._wire.position(offset),
                 )
         if self._leaving and not self._writer.waiting:
-            self.end(WSCloseCode.GOING_AWAY)
+            self.end(self._leaving)
 
     def _refuse(self, id: SubscriptionId | None, problem: Problem) -> None:
         fields: dict[str, object] = {} if id is None else {"id": id}
@@ -364,7 +367,7 @@ class WebSocket(LiveStream):
         if problem.entry.code == "rate_limited":
             self._strikes += 1
             if self._strikes >= STRIKES:
-                self.end(LIMITED)
+                self._leave(LIMITED)
 
     def _say(self, **fields: object) -> None:
         self.follower.say(self._wire.message(**fields))

@@ -17,12 +17,14 @@ from auth.keys import KeyRing
 from auth.rate_limit import FailureLimiter, Limiter, Policy
 from auth.revocation import Revocations
 from auth.tokens import TokenVerifier
+from handlers.console import Console
 from handlers.devices import DeviceHandlers
 from handlers.health import Health
 from handlers.reading import Readings
 from handlers.tokens import TokenHandlers
 from handlers.writing import Writing
 from server import compat, identity, logs, routes
+from server.admissions import Admissions
 from server.cors import Cors
 from server.dispatch import Dispatch, Endpoint
 from server.encoding import Encoder
@@ -51,6 +53,8 @@ SWEEP_EVERY = 30.0
 # Heads that are remembered, and how many bytes they may have together.
 MEMO_HEADS = 10_000
 MEMO_BYTES = 8 * 1024 * 1024
+# Requests whose admission is remembered, each with a head of at most 2 KiB.
+ADMISSIONS = 8 * 1024
 ISSUERS_EVERY = 60.0
 # Seconds at the end that streams wait for the commits under way.
 STREAMS_DRAIN = 2.0
@@ -142,20 +146,24 @@ class Gate:
             self.health,
             self.live.sockets,
             self.live.events,
+            Console(),
         )
         table = self.routes = routes.table(*parts)
         self.metrics = Metrics([(route.method, route.template) for route in table])
         self.encoder = Encoder()
         self.memo = HeadMemo(MEMO_HEADS, MEMO_BYTES)
+        self.admissions = Admissions(ADMISSIONS)
         self.encoder.tick(formatdate(usegmt=True))
         self._fast_lanes: list[FastLane] = []
         obstacle = compat.obstacle() if settings.fast_lane else ""
         if obstacle:
             _log.warning("the fast lane is off", extra={"reason": obstacle})
-        self._fast_lane = settings.fast_lane and not obstacle
+        fast = settings.fast_lane and not obstacle
         public = [r for r in table if r.template != routes.METRICS or not settings.metrics_port]
-        self.server = self._server(Router(public), log)
-        self.operations = self._server(Router(r for r in table if r.template in routes.OPERATIONS), log)
+        self.server = self._server(Router(public), log, fast=fast)
+        # What the fast lane remembers holds for one table of routes.
+        operations = Router(r for r in table if r.template in routes.OPERATIONS)
+        self.operations = self._server(operations, log, fast=False)
         self._bind_metrics(log)
 
     @classmethod
@@ -259,7 +267,7 @@ class Gate:
             _log.critical("the group commit broke", exc_info=task.exception())
             self._fail()
 
-    def _server(self, router: Router[Endpoint], log: logs.Logs) -> GateServer:
+    def _server(self, router: Router[Endpoint], log: logs.Logs, *, fast: bool) -> GateServer:
         settings = self._settings
         dispatch = Dispatch(
             router,
@@ -281,8 +289,8 @@ class Gate:
             settings.body_timeout,
         )
         protocol = None
-        if self._fast_lane:
-            fast = FastLane(
+        if fast:
+            fast_lane = FastLane(
                 lane,
                 dispatch,
                 self.verifier,
@@ -291,9 +299,10 @@ class Gate:
                 self.metrics,
                 log.access,
                 self.memo,
+                self.admissions,
             )
-            self._fast_lanes.append(fast)
-            protocol = partial(FastProtocol, fast=fast, clock=time.time_ns)
+            self._fast_lanes.append(fast_lane)
+            protocol = partial(FastProtocol, fast=fast_lane, clock=time.time_ns)
         return GateServer(
             lane,
             self.encoder,
@@ -317,7 +326,12 @@ class Gate:
         gauge("tidegate_queue_bytes", "Bytes that wait for a commit.", lambda: commit.queued_bytes)
         gauge("tidegate_log_head", "Newest offset.", lambda: self.engine.state().head)
         gauge("tidegate_log_floor", "Newest offset removed by age.", lambda: self.engine.state().floor)
-        for name, source in (("latest", cache), ("token", verifier), ("head", self.memo)):
+        for name, source in (
+            ("latest", cache),
+            ("token", verifier),
+            ("head", self.memo),
+            ("admission", self.admissions),
+        ):
             counter(
                 "tidegate_cache_hits_total",
                 "Look-ups that hit.",
@@ -334,6 +348,7 @@ class Gate:
                 cache=name,
             )
         gauge("tidegate_cache_entries", "Entries.", lambda: len(self.memo), cache="head")
+        gauge("tidegate_cache_entries", "Entries.", lambda: len(self.admissions), cache="admission")
         gauge("tidegate_cache_bytes", "Bytes of keys.", lambda: self.memo.bytes, cache="head")
         gauge("tidegate_bodies_bytes", "Bytes of bodies that are arriving.", lambda: server.lane.held)
         for limiter in (self._requests, self._points, self._logins):

@@ -31,6 +31,7 @@ from handlers.exchange import (
 from handlers.negotiation import accepted, content_media, media_names, preferences
 from handlers.problems import Problem, challenge, problem_of
 from server.cors import Cors
+from server.heeded import Heeded
 from server.router import BadPath, MethodNotAllowed, NotFound, Router
 from storage.models import Result
 
@@ -137,7 +138,8 @@ class Dispatch:
         self._max_body = max_body
 
     def admit(self, method: str, target: str, version: tuple[int, int], headers: Headers) -> Admitted:
-        """Everything that can be said from the head alone.
+        """Everything that can be said from the head alone: from its method, its target, those of its
+        fields that are heeded, and the length that it announces.
 
         NotAdmitted, before there is a route what problem_of understands; KeyUnknown when the keys of
         an outside issuer must be fetched first.
@@ -147,30 +149,33 @@ class Dispatch:
         raw_path, query_string = split_target(target)
         endpoint, params = self._route(method, raw_path, headers)
         principal = ANONYMOUS
+        heeded = Heeded(headers)
         try:
             if endpoint.scope is not None:
                 # Browsers cannot set headers on streams.
                 token = _query(query_string) if endpoint.kind is Kind.STREAM else {}
-                principal = self._authenticate(headers, token.get("access_token", []))
+                principal = self._authenticate(heeded, token.get("access_token", []))
                 self._authorise(endpoint, endpoint.scope, principal)
             query = _query(query_string)
-            accept = accepted(", ".join(headers.getall("Accept", [])), endpoint.offers)
+            accept = accepted(", ".join(heeded.getall("Accept", [])), endpoint.offers)
             if accept is None:
                 raise Problem("not_acceptable", f"expected Accept to take in {media_names(endpoint.offers)}")
             content, limit, coding, expects = Media.NONE, 0, "", False
             if endpoint.consumes:
-                content, limit, coding = self._body(endpoint, headers)
-                expects = _expects(headers, version)
+                length = headers.get("Content-Length", "")
+                content, limit, coding = self._body(endpoint, heeded, length)
+                expects = _expects(heeded, version)
             head = Head(
                 method,
                 raw_path,
                 query_string,
                 params,
                 query,
-                headers,
+                # Streams are never remembered: they may heed whatever they need.
+                headers if endpoint.kind is Kind.STREAM else heeded,
                 accept,
                 content,
-                preferences(headers.getall("Prefer", [])),
+                preferences(heeded.getall("Prefer", [])),
                 principal,
             )
             return Admitted(endpoint, endpoint.plan(head), head, limit, coding, expects)
@@ -256,8 +261,8 @@ class Dispatch:
         if self._requests is not None and endpoint.cost:
             self._requests.take(principal.account, endpoint.cost)
 
-    def _body(self, endpoint: Endpoint, headers: Headers) -> tuple[Media, int, str]:
-        """Form, largest size and content coding of the body."""
+    def _body(self, endpoint: Endpoint, headers: Headers, length: str) -> tuple[Media, int, str]:
+        """Form, largest size and content coding of the body; `length`: as announced, "" if it is not."""
         given = headers.get("Content-Type", "")
         media = content_media(given) if given else endpoint.consumes[0]
         if media is None or media not in endpoint.consumes:
@@ -279,7 +284,6 @@ class Dispatch:
             if transfer.strip().lower() != "chunked":
                 raise Problem("malformed", "expected Transfer-Encoding to be chunked or nothing")
             return media, limit, coding
-        length = headers.get("Content-Length", "")
         if not length:
             raise Problem("length_required", "expected Content-Length or a chunked body")
         if not _LENGTH.fullmatch(length) or int(length) > limit:

@@ -43,18 +43,23 @@ class Encoder:
             more = _lines(response.headers)
         if connection:
             more += f"Connection: {connection}\r\n"
-        if chunked:
-            more += "Transfer-Encoding: chunked\r\n"
-        elif response.chunks is None and status not in _BODILESS:
+        content_type = response.content_type
+        whole = response.chunks is None and status not in _BODILESS
+        if whole and content_type:
             # Nearly all answers, in one piece.
             head = (
                 f"{start}{request_id}\r\n{extra}{response.lines}{more}"
-                f"Content-Type: {response.content_type}\r\nContent-Length: {len(body)}\r\n\r\n"
+                f"Content-Type: {content_type}\r\nContent-Length: {len(body)}\r\n\r\n"
             ).encode("latin-1", "replace")
             return head if bodiless else head + body
-        if response.content_type:
-            more += f"Content-Type: {response.content_type}\r\n"
-        return f"{start}{request_id}\r\n{extra}{response.lines}{more}\r\n".encode("latin-1", "replace")
+        if content_type:
+            more += f"Content-Type: {content_type}\r\n"
+        if chunked:
+            more += "Transfer-Encoding: chunked\r\n"
+        elif whole:
+            more += f"Content-Length: {len(body)}\r\n"
+        head = f"{start}{request_id}\r\n{extra}{response.lines}{more}\r\n".encode("latin-1", "replace")
+        return head + body if whole and not bodiless else head
 
     def _start(self, status: int) -> str:
         start = (

@@ -5,11 +5,12 @@ codings, HTTP/1.0, `Connection: close`, Expect) goes to the common lane.
 """
 
 import asyncio
-import re
+import contextlib
 from collections.abc import Callable, Coroutine
 from time import monotonic
 from typing import Any, Protocol, cast
 
+from aiohttp.http import HttpVersion11
 from aiohttp.http_parser import RawRequestMessage
 from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 
@@ -17,21 +18,21 @@ from auth.principal import Principal
 from auth.rate_limit import Limiter
 from auth.tokens import KeyUnknown, TokenVerifier
 from handlers.exchange import Answer, Deferred, Headers, Kind, Request, Response, Stream
+from server.admissions import Admissions
 from server.dispatch import Dispatch, Refused, RequestIds
 from server.encoding import Encoder
-from server.lane import Lane
+from server.lane import ClientGone, Lane
 from server.logs import AccessLog
-from server.memo import HeadMemo, Known
+from server.memo import HeadMemo, Known, KnownHead
 from server.metrics import Metrics
 from server.wire import StreamWire, close_pieces
 from storage.models import Result
 
-# Heads up to this are remembered.
+# Heads up to this, and what was made of them, are remembered.
 HEAD_MAX = 2048
 # Bodies under unknown heads up to this are taken from the parser; larger ones use the common lane.
 BODY_MAX = 64 * 1024
 
-_DIGITS = re.compile(r"0|[1-9][0-9]{0,7}", re.ASCII)
 _NOT_PLAIN = frozenset(("Connection", "Content-Encoding", "Expect", "Transfer-Encoding", "Upgrade"))
 
 
@@ -51,20 +52,25 @@ class Connection(Protocol):
 
 
 def is_exact(message: RawRequestMessage, length: int) -> bool:
-    """Whether a parsed request has a body of just `length` bytes."""
-    announced = message.headers.get("Content-Length", "0")
+    """Whether a parsed request announces a body of just `length` bytes, without a sign or leading zero."""
     return (
         not message.chunked
         and not message.upgrade
         and message.method != "CONNECT"
-        and _DIGITS.fullmatch(announced) is not None
-        and int(announced) == length
+        and message.headers.get("Content-Length", "0") == str(length)
     )
 
 
-def is_plain(message: RawRequestMessage) -> bool:
-    """Whether the fast lane may answer a parsed request."""
-    return message.version == (1, 1) and not message.should_close and _NOT_PLAIN.isdisjoint(message.headers)
+def is_plain(message: RawRequestMessage, length: int) -> bool:
+    """Whether the fast lane may answer a parsed request that has a body of `length` bytes."""
+    headers = message.headers
+    return (
+        headers.get("Content-Length", "0") == str(length)
+        and _NOT_PLAIN.isdisjoint(headers)
+        and message.version == HttpVersion11
+        and not message.should_close
+        and message.method != "CONNECT"
+    )
 
 
 class FastLane:
@@ -80,6 +86,7 @@ class FastLane:
         metrics: Metrics,
         access: AccessLog | None,
         memo: HeadMemo,
+        admissions: Admissions,
     ) -> None:
         self._lane = lane
         self._proxied = lane.proxied
@@ -96,8 +103,9 @@ class FastLane:
         self._tasks: set[asyncio.Task[None]] = set()
         self._memo = memo
         self._find = memo.find
+        self._admissions = admissions
 
-    def recall(self, head: bytes, now: int) -> Known | None:
+    def recall(self, head: bytes, now: int) -> KnownHead | None:
         """What this head means, if it still does at `now`: its token lives and nothing was revoked since."""
         memo = self._memo
         known = self._find(head)
@@ -145,7 +153,9 @@ class FastLane:
         if known.kind is Kind.STREAM:
             stream = cast("Stream", answer)
             self.encode(connection, known, stream.head, request_id, started)
-            connection.hand_over(stream, self._lane.stream_head(stream, request_id, known.head))
+            data = self._lane.stream_head(stream, request_id, known.head)
+            # Behind the answers before it, which are written in this turn.
+            asyncio.get_running_loop().call_soon(_hand_over, connection, stream, data)
             return None
         pending = _Pending(self, connection, known, request_id, started)
         if known.kind is Kind.COMMIT:
@@ -165,31 +175,46 @@ class FastLane:
         message: RawRequestMessage,
         payload: StreamReader,
         head: bytes,
+        length: int,
         started: float,
         now: int,
+        *,
+        again: bool,
     ) -> bytes | None:
         """The answer to a request that the parser has accepted; None: it is pending.
 
-        `head`: its bytes if they are to be remembered, else empty. KeyUnknown: nothing was done yet,
-        keys of an outside issuer must be fetched first.
+        `head`: its bytes. `length`: of its body. `again`: the head came before, so it is worth
+        remembering. KeyUnknown: nothing was done yet, keys of an outside issuer must be fetched first.
         """
         headers = cast("Headers", message.headers)
-        given, origin = headers.get("X-Request-ID", ""), headers.get("Origin", "")
+        given = headers.get("X-Request-ID", "")
         request_id = self._choose_id(given)
-        try:
-            admitted = self._dispatch.admit(message.method, message.path, (1, 1), headers)
-        except KeyUnknown:
-            raise
-        except Exception as error:
-            refused = self._dispatch.refused(error, request_id)
-            return self._refusal(connection, message, refused, request_id, started)
+        generation = self._verifier.generation
+        known, key, cost = None, None, 0
+        if len(head) <= HEAD_MAX:
+            key = self._admissions.key(message)
+            known = self._admissions.find(key, length, generation, now)
+        if known is not None:
+            cost = known.cost
+        else:
+            try:
+                admitted = self._dispatch.admit(message.method, message.path, (1, 1), headers)
+            except KeyUnknown:
+                raise
+            except Exception as error:
+                refused = self._dispatch.refused(error, request_id)
+                return self._refusal(connection, message, refused, request_id, started)
+            known = Known(admitted, generation, self._dispatch.cors.lines(headers.get("Origin", "")))
+            if known.kind is Kind.STREAM:
+                # It looks at fields that nobody else heeds.
+                key = None
+            if key is not None:
+                self._admissions.put(key, known)
         body = b"" if payload is EMPTY_PAYLOAD else payload.read_nowait(-1)
-        # An id that was not sane got another one, which must not be given twice.
-        kept = request_id if given == request_id else ""
-        known = Known(admitted, len(body), self._verifier.generation, kept, self._dispatch.cors.lines(origin))
-        if head:
-            self._memo.put(head, known)
-        return self.answer(connection, known, body, request_id, 0, started, now)
+        if again and key is not None:
+            # An id that was not sane got another one, which must not be given twice.
+            self._memo.put(head, KnownHead(known, length, request_id if given == request_id else ""))
+        return self.answer(connection, known, body, request_id, cost, started, now)
 
     async def close(self, seconds: float) -> None:
         """Wait for the answers under way, also those whose clients have gone; after `seconds` cancel them."""
@@ -282,6 +307,11 @@ class FastLane:
             len(response.body),
             seconds,
         )
+
+
+def _hand_over(connection: Connection, stream: Stream, head: bytes) -> None:
+    with contextlib.suppress(ClientGone):
+        connection.hand_over(stream, head)
 
 
 class _Pending:

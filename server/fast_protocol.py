@@ -8,23 +8,48 @@ connection to the common lane until it closes.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from time import monotonic
-from typing import Any
+from typing import Any, cast
 
+from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.http_parser import RawRequestMessage
+from aiohttp.streams import StreamReader
 
 from auth.tokens import KeyUnknown
 from handlers.problems import Problem
 from server.dispatch import NO_ROUTE
-from server.fast_lane import BODY_MAX, HEAD_MAX, FastLane, is_exact, is_plain
+from server.fast_lane import BODY_MAX, FastLane, is_exact, is_plain
 from server.protocol import HEAD_END, UNKNOWN, GateProtocol, GateServer, announced_length
 from server.wire import StreamWire
 
 # Bytes that came too early are kept up to this, then reading pauses.
 KEPT_MAX = 64 * 1024
+# No answer is empty.
+_NOT_OURS = b""
+# These have no body, hardly ever; one that has is for aiohttp.
+_GET = b"GET "
 # Bytes up to this one do not begin a request: the parser would pass over line breaks.
 _CONTROLS = 32
+
+
+# What the parser says of some bytes: messages with their bodies, whether one was an upgrade, what is left.
+Parsed = tuple[Sequence[tuple[RawRequestMessage, StreamReader]], bool, bytes]
+
+
+class _Echo:
+    """Stands in for the parser, to say once more what it has said."""
+
+    __slots__ = ("_said",)
+
+    def __init__(self, said: Parsed | HttpProcessingError) -> None:
+        self._said = said
+
+    def feed_data(self, _: bytes) -> Parsed:
+        """What was said of these bytes."""
+        if isinstance(self._said, HttpProcessingError):
+            raise self._said
+        return self._said
 
 
 class FastProtocol(GateProtocol):
@@ -139,17 +164,13 @@ class FastProtocol(GateProtocol):
                 self._last_head = head
                 answer = fast.answer(self, known, data[end:stop], known.request_id, known.cost, started, now)
             else:
-                stop = end + announced_length(head)
+                stop = end if head.startswith(_GET) else end + announced_length(head)
                 whole = stop <= size and stop - end <= BODY_MAX
                 if not whole:
                     self._hand_over(answers, data[start:])
                     return
-                if not self._parse(data[start:stop], stop - end):
-                    self._hand_over(answers, data[stop:])
-                    return
-                try:
-                    answer = self._answer_parsed(head, started, now)
-                except KeyUnknown:
+                answer = self._answer_unknown(data[start:stop], head, started, now)
+                if answer == _NOT_OURS:
                     self._hand_over(answers, data[stop:])
                     return
             start = stop
@@ -170,37 +191,53 @@ class FastProtocol(GateProtocol):
         self._missing = missing
         self._head_until = self._loop.time() + self._gate.lane.body_timeout
 
-    def _parse(self, request: bytes, length: int) -> bool:
-        """Let aiohttp's parser have one measured request; whether the lane may answer it.
+    def _answer_unknown(self, request: bytes, head: bytes, started: float, now: int) -> bytes | None:
+        """Let aiohttp's parser have one measured request, and answer it; None: it is pending.
 
-        If not, it waits in aiohttp's queue, as everything that aiohttp parses does. `length`: of its body.
+        _NOT_OURS: the lane may not answer it, and aiohttp has queued it, as everything that it parses.
         """
-        # Without its waiter aiohttp's task is not woken for a message that it will not get.
+        parser, length = self._parser, len(request) - len(head)
+        if parser is None or self._close or self._force_close:
+            self._queue(request, length, ((), False, b""))
+            return _NOT_OURS
+        try:
+            said = parser.feed_data(request)
+        except HttpProcessingError as error:
+            self._queue(request, length, error)
+            return _NOT_OURS
+        messages, upgraded, _ = said
+        if len(messages) == 1 and not upgraded:
+            message, payload = messages[0]
+            if payload.is_eof() and is_plain(message, length):
+                again = head == self._last_head
+                self._last_head = head
+                self._pending = True
+                try:
+                    answer = self._fast.answer_parsed(
+                        self, message, payload, head, length, started, now, again=again
+                    )
+                except KeyUnknown:
+                    pass
+                else:
+                    self._request_count += 1
+                    parser.message_consumed()
+                    return answer
+        self._queue(request, length, said)
+        return _NOT_OURS
+
+    def _queue(self, request: bytes, length: int, said: Parsed | HttpProcessingError) -> None:
+        """Let aiohttp go on with what its parser said of a measured request. `length`: of its body."""
+        # Without its waiter its task is not woken, which is for `_hand_over` to do.
         waiter, self._waiter = self._waiter, None
+        parser, self._parser = self._parser, cast("Any", _Echo(said))
         super(GateProtocol, self).data_received(request)
-        self._waiter = waiter
+        self._waiter, self._parser = waiter, parser
         if len(self._messages) == 1 and not self._upgraded:
             message, payload = self._messages[0]
             if type(message) is RawRequestMessage and payload.is_eof() and is_exact(message, length):
-                return is_plain(message)
+                return
         self._remaining = UNKNOWN
         self._look_for_errors()
-        return False
-
-    def _answer_parsed(self, head: bytes, started: float, now: int) -> bytes | None:
-        """Answer the one message that the parser has; KeyUnknown leaves it in the queue."""
-        message, payload = self._messages[0]
-        assert type(message) is RawRequestMessage
-        # A stream takes the connection away, and aiohttp forgets the parser.
-        parser = self._parser
-        assert parser is not None
-        seen = len(head) <= HEAD_MAX and head == self._last_head
-        self._last_head = head
-        self._pending = True
-        answer = self._fast.answer_parsed(self, message, payload, head if seen else b"", started, now)
-        self._messages.popleft()
-        parser.message_consumed()
-        return answer
 
     def _hand_over(self, answers: list[bytes], rest: bytes) -> None:
         """Leave what the parser has, and the rest, to aiohttp; what was answered before goes out first."""

@@ -7,16 +7,16 @@ from storage.cache import make_room
 
 
 class Known:
-    """What the exact bytes of a head mean. Nothing of a connection, a body or an answer is in it.
+    """What was made of a head. Nothing of a connection, a body or an answer is in it.
 
     `expires`: of the token, microseconds since 1970; without a token a head does not expire.
     `generation`: of keys and revocations when it was checked. `account`, `cost`: what the limit is
-    taken from. `length`: of the body. `request_id`: as the client gave it, "" if it gave none. `cors`:
-    header lines for its origin.
+    taken from. `limit`: bytes that a body may have. `cors`: header lines for its origin.
     """
 
     __slots__ = (
         "account",
+        "admitted",
         "bodiless",
         "cors",
         "cost",
@@ -26,24 +26,21 @@ class Known:
         "head",
         "index",
         "kind",
-        "length",
-        "principal",
+        "limit",
         "recent",
-        "request_id",
     )
 
-    def __init__(self, admitted: Admitted, length: int, generation: int, request_id: str, cors: str) -> None:
+    def __init__(self, admitted: Admitted, generation: int, cors: str) -> None:
         endpoint, head = admitted.endpoint, admitted.head
         principal = head.principal
+        self.admitted = admitted
         self.head = head
         self.handler = admitted.handler
         self.kind = endpoint.kind
         self.index = endpoint.index
         self.bodiless = head.method == "HEAD"
-        self.principal = principal
-        self.length = length
+        self.limit = admitted.limit
         self.generation = generation
-        self.request_id = request_id
         self.cors = cors
         guarded = endpoint.scope is not None
         self.cost = endpoint.cost if guarded else 0
@@ -51,6 +48,20 @@ class Known:
         self.expires = principal.expires * 1_000_000 if guarded else math.inf
         # Used since the hand of the clock came by.
         self.recent = False
+
+
+class KnownHead(Known):
+    """What the exact bytes of a head mean.
+
+    `length`: of the body. `request_id`: as the client gave it, "" if it gave none.
+    """
+
+    __slots__ = ("length", "request_id")
+
+    def __init__(self, known: Known, length: int, request_id: str) -> None:
+        super().__init__(known.admitted, known.generation, known.cors)
+        self.length = length
+        self.request_id = request_id
 
 
 class HeadMemo:
@@ -63,7 +74,7 @@ class HeadMemo:
     def __init__(self, entries: int, size: int) -> None:
         self._entries = entries
         self._size = size
-        self._known: dict[bytes, Known] = {}
+        self._known: dict[bytes, KnownHead] = {}
         # What these bytes mean, None if they are not known. Who looks counts hits and misses.
         self.find = self._known.get
         self.bytes = 0
@@ -74,7 +85,7 @@ class HeadMemo:
     def __len__(self) -> int:
         return len(self._known)
 
-    def put(self, head: bytes, known: Known) -> None:
+    def put(self, head: bytes, known: KnownHead) -> None:
         """Remember a head."""
         self.drop(head)
         # Before it comes in: one that was never looked up would be the first to go.

@@ -1,6 +1,7 @@
 """The one table of routes: method, path, handler, kind, scope, cost."""
 
 from auth.principal import Scope
+from handlers.console import Console
 from handlers.devices import DeviceHandlers
 from handlers.exchange import Kind, Media, Plan, each
 from handlers.health import Health
@@ -25,6 +26,7 @@ _FORM = (Media.FORM,)
 _JSON = (Media.JSON,)
 _TEXT = (Media.TEXT,)
 _EVENTS = (Media.EVENTS,)
+_HTML = (Media.HTML,)
 
 
 class _Rows:
@@ -66,6 +68,7 @@ def table(
     health: Health,
     sockets: WebSockets,
     events: EventStreams,
+    console: Console,
 ) -> Table:
     """All routes."""
     rows = _Rows()
@@ -79,7 +82,7 @@ def table(
     add("POST", "/v1/readings", writing.of_any, commit, write, consumes=_WRITE)
     add("GET", "/v1/devices/{device}/latest", readings.latest, cached, read)
     add("GET", "/v1/latest", each(readings.latest_page), coroutine, read)
-    add("GET", "/v1/devices/{device}/readings", each(readings.range), coroutine, read, offers=_EXPORT)
+    add("GET", "/v1/devices/{device}/readings", readings.range, coroutine, read, offers=_EXPORT)
     add("GET", "/v1/readings", each(readings.log), coroutine, read, offers=_EXPORT)
 
     # Which scopes a socket needs depends on what is said over it.
@@ -103,4 +106,5 @@ def table(
     add("GET", "/problems", each(health.problems), sync, None)
     add("GET", "/problems/{code}", each(health.problem), sync, None)
     add("GET", METRICS, each(health.metrics), coroutine, None, offers=_TEXT)
+    add("GET", "/", each(console.page), sync, None, offers=_HTML)
     return rows.table

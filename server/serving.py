@@ -149,9 +149,13 @@ def _welcome(settings: Settings, url: str) -> str:
     seconds = min(DEMO_SECONDS, settings.token_ttl_max)
     if _is_private(settings.host):
         token = identity.mint(settings, "demo", ["readings:write", "readings:read"], ["demo.>"], seconds)
+        # The link may end up in somebody's history: it reads, it does not write.
+        look = identity.mint(settings, "demo", ["readings:read", "devices:read"], ["demo.>"], seconds)
         lines += [
             "",
-            f"Try it (the token is for the devices demo.>, for {seconds // 60} minutes):",
+            f"Try it (the tokens are for the devices demo.>, for {seconds // 60} minutes):",
+            "",
+            f"In a browser: {url}/#token={look}",
             "",
             f"curl -H 'Authorization: Bearer {token}' -H 'Content-Type: application/json' \\",
             f'     -d \'{{"metric": "temperature", "value": 21.5}}\' {url}/v1/devices/demo.kitchen/readings',

@@ -95,7 +95,8 @@ def test_the_wheel_holds_the_house(wheel: list[str]) -> None:
     house = {
         path.relative_to(ROOT).as_posix()
         for path in tracked()
-        if path.relative_to(ROOT).parts[0] in LAYERS and path.suffix in (".py", ".sql")
+        if path.relative_to(ROOT).parts[0] in LAYERS
+        and path.suffix in (".py", ".sql", ".html", ".css", ".js")
     }
     assert house <= shipped, "setup.cfg lacks a package or its data"
     assert {name.partition("/")[0] for name in shipped} == set(LAYERS)

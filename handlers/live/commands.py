@@ -1,12 +1,16 @@
 """What a client may say on the WebSocket, and what it must not."""
 
-from typing import Annotated, Any, Literal
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
+from handlers.bodies import NOT_WELL_FORMED
 from handlers.live.subscription import Overflow
 from handlers.live.wires import SubscriptionId
+
+T = TypeVar("T", str, bytes)
 
 Id = int | Annotated[str, Meta(max_length=128)]
 Names = Annotated[list[str], Meta(min_length=1, max_length=64)]
@@ -69,25 +73,22 @@ class Commands:
 
     def json(self, text: str) -> Command:
         """The command of a text frame. BadFrame, BadCommand."""
-        try:
-            return self._json.decode(text)
-        except msgspec.ValidationError as error:
-            raise _verdict(error, self._json_anything.decode(text)) from error
-        except (msgspec.DecodeError, ValueError, RecursionError) as error:
-            raise BadFrame(f"the frame cannot be decoded: {error}") from error
+        return _decode(self._json.decode, self._json_anything.decode, text)
 
     def msgpack(self, data: bytes) -> Command:
         """The command of a binary frame. BadFrame, BadCommand."""
+        return _decode(self._msgpack.decode, self._msgpack_anything.decode, data)
+
+
+def _decode(decode: Callable[[T], Command], anything: Callable[[T], Any], data: T) -> Command:
+    try:
         try:
-            return self._msgpack.decode(data)
+            return decode(data)
         except msgspec.ValidationError as error:
-            try:
-                content = self._msgpack_anything.decode(data)
-            except (msgspec.DecodeError, ValueError, RecursionError) as broken:
-                raise BadFrame(f"the frame cannot be decoded: {broken}") from broken
-            raise _verdict(error, content) from error
-        except (msgspec.DecodeError, ValueError, RecursionError) as error:
-            raise BadFrame(f"the frame cannot be decoded: {error}") from error
+            # What does not fit may be broken behind the place that does not.
+            raise _verdict(error, anything(data)) from error
+    except NOT_WELL_FORMED as error:
+        raise BadFrame(f"the frame cannot be decoded: {error}") from error
 
 
 def _verdict(error: Exception, content: Any) -> Exception:

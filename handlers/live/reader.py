@@ -47,7 +47,8 @@ class FrameReader:
     def __init__(self, take: Callable[[WSMessage], None], limit: int) -> None:
         self._guard = MaskGuard()
         self._inbox = _Inbox(take)
-        self._reader = WebSocketReader(self._inbox, limit, compress=False, decode_text=True)
+        # Its own limit is the first size that it refuses.
+        self._reader = WebSocketReader(self._inbox, limit + 1, compress=False, decode_text=True)
 
     def feed(self, data: bytes) -> None:
         """Read on. FrameError, after which nothing may follow; also what `take` raises."""

@@ -3,7 +3,7 @@
 import contextlib
 import heapq
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -145,32 +145,39 @@ class Reader:
         series = self._execute(_SERIES_OF, (span.device,)).fetchall()
         if not series:
             raise _not_found(span.device)
-        start, end = span.start, span.end
-        if after is not None:
-            if span.descending:
-                end = min(end, after[0] + 1)
-            else:
-                start = max(start, after[0])
-        sql = _RANGE_DOWN if span.descending else _RANGE
-        # Cursors step only as far as the merge asks, so a page costs a page, however long the range.
         lanes = [
-            zip(self._rows(sql, (id, start, end, until)), itertools.repeat(metric))
+            (metric, self._lane(span, id, after, until))
             for id, metric in series
             if metric in span.metrics or not span.metrics
         ]
-        # As tuples they are in order of (ts, offset), and no two have the same offset.
-        merged = lanes[0] if len(lanes) == 1 else heapq.merge(*lanes, reverse=span.descending)
-        if after is not None:
-            place = after
-            merged = itertools.dropwhile(
-                lambda r: r[0][:2] >= place if span.descending else r[0][:2] <= place, merged
-            )
-        found = list(itertools.islice(merged, limit))
-        if not found:
+        rows: Sequence[tuple[int, int, Any]]
+        metrics: Sequence[str]
+        if len(lanes) == 1:
+            metric, lane = lanes[0]
+            rows = list(itertools.islice(lane, limit))
+            metrics = [metric] * len(rows)
+        else:
+            # As tuples they are in order of (ts, offset), and no offset is there twice.
+            named = (zip(lane, itertools.repeat(metric)) for metric, lane in lanes)
+            found = list(itertools.islice(heapq.merge(*named, reverse=span.descending), limit))
+            rows, metrics = zip(*found, strict=True) if found else ((), ())
+        if not rows:
             return _NOTHING
-        rows, metrics = zip(*found, strict=True)
         times, offsets, values = zip(*rows, strict=True)
         return RangePage(offsets, metrics, times, decode_values(values))
+
+    def _lane(
+        self, span: Range, id: int, after: tuple[int, int] | None, until: int
+    ) -> Iterator[tuple[int, int, Any]]:
+        """(ts, offset, value) of one series, read as far as somebody asks: a page costs a page."""
+        start, end, descending = span.start, span.end, span.descending
+        if after is None:
+            return self._rows(_RANGE_DOWN if descending else _RANGE, (id, start, end, until))  # type: ignore[no-any-return]
+        if descending:
+            rows = self._rows(_RANGE_DOWN, (id, start, min(end, after[0] + 1), until))
+            return itertools.dropwhile(lambda row: row[:2] >= after, rows)
+        rows = self._rows(_RANGE, (id, max(start, after[0]), end, until))
+        return itertools.dropwhile(lambda row: row[:2] <= after, rows)
 
     def buckets(
         self,

@@ -26,7 +26,7 @@ def decode_value(stored: Value | bytes) -> Value:
 
 def decode_values(stored: Iterable[Value | bytes]) -> list[Value]:
     """The same for a column: without a call for each."""
-    return [value if type(value) is not bytes else value == _TRUE for value in stored]
+    return [value == _TRUE if type(value) is bytes else value for value in stored]  # type: ignore[misc]
 
 
 def same_value(one: Value, other: Value) -> bool:

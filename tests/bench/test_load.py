@@ -93,7 +93,7 @@ def test_requests_that_a_stall_delays_count_from_when_they_were_due() -> None:
     assert found.requests == 400
     assert found.p99_ms >= 450
     assert found.p90_ms >= 300
-    assert found.waited >= 150
+    assert found.waited >= 50
     # That was the server's fault, which the client's own lag does not show.
     assert found.max_ms >= found.p999_ms >= found.p99_ms >= found.p90_ms >= found.p50_ms > 0
 

@@ -5,7 +5,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from handlers.times import InvalidTime, parse_duration, parse_time, rfc3339, to_datetime, to_ms, to_us
+from handlers.times import (
+    InvalidTime,
+    Stamp,
+    column,
+    parse_duration,
+    parse_time,
+    rfc3339,
+    to_datetime,
+    to_ms,
+    to_us,
+)
 from storage.models import TS_END
 
 micros = st.integers(0, TS_END - 1)
@@ -19,6 +29,17 @@ def test_what_is_written_is_read_back(ts: int) -> None:
     assert rfc3339(ts) == to_datetime(ts).isoformat().replace("+00:00", "Z")
     assert to_us(ts) == ts
     assert parse_time(to_ms(ts)) == ts - ts % 1000
+
+
+@settings(deadline=None)
+@given(
+    st.lists(micros | st.integers(0, 2**32 * 1_000_000 + 1)), st.sampled_from([to_datetime, rfc3339, to_ms])
+)
+def test_a_column_of_times_is_each_of_them(many: list[int], style: Stamp) -> None:
+    assert list(column(style)(many)) == [style(ts) for ts in many]
+    for ts in many:
+        # Alone, so that a late one does not have the others written the slow way.
+        assert list(column(style)([ts])) == [style(ts)]
 
 
 @settings(deadline=None)

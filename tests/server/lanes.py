@@ -72,9 +72,10 @@ class FakeTransport(asyncio.Transport):
 class Client:
     """A connection whose bytes arrive exactly as they are given."""
 
-    def __init__(self, gate: Running) -> None:
+    def __init__(self, gate: Running, *, operations: bool = False) -> None:
         self.transport = FakeTransport()
-        self.protocol = cast("GateProtocol", gate.gate.server())
+        server = gate.gate.operations if operations else gate.gate.server
+        self.protocol = cast("GateProtocol", server())
         self.transport.protocol = self.protocol
         self.protocol.connection_made(self.transport)
 

@@ -217,6 +217,21 @@ async def _parses() -> None:
     assert protocol._parser is None
 
 
+@part("_close", "_force_close")
+async def _listens_no_more() -> None:
+    """Set by `close` and `force_close`: what comes then is neither parsed nor queued."""
+    for name in ("_close", "_force_close"):
+        async with stage() as on:
+            protocol = on.protocol
+            assert not protocol._close
+            assert not protocol._force_close
+            getattr(protocol, name.removeprefix("_"))()
+            assert getattr(protocol, name)
+            on.feed_apart(GET)
+            assert not protocol._messages
+            assert protocol._request_count == 0
+
+
 @part("_request_count")
 async def _counts() -> None:
     """Grows with each head that the parser accepts or refuses, before its body is there."""
@@ -231,6 +246,21 @@ async def _counts() -> None:
         assert on.protocol._request_count == 2
         assert (await on.client.ask(b"GARBAGE\r\n\r\n")).status == 400
         assert on.protocol._request_count == 3
+
+
+@part("_message_tail", "_current_request")
+async def _keeps_what_follows_an_upgrade() -> None:
+    """Bytes behind an upgrade are kept for whoever takes the connection; a request is known while it is
+    handled, and only then."""
+    async with stage() as on:
+        on.go.clear()
+        assert (on.protocol._current_request, on.protocol._message_tail) == (None, b"")
+        await on.client.send(UPGRADE + b"frames")
+        await until(lambda: len(on.seen) == 1)
+        assert on.protocol._current_request is on.seen[0]
+        assert on.protocol._message_tail == b"frames"
+        await on.client.send(b" and more")
+        await until(lambda: on.protocol._message_tail == b"frames and more")
 
 
 @part("_upgraded")

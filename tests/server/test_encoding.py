@@ -8,7 +8,7 @@ from handlers.exchange import Response
 from server.encoding import Encoder
 
 DATE = "Sun, 06 Nov 1994 08:49:37 GMT"
-HEAD = f"Date: {DATE}\r\nX-Request-ID: id\r\nX-Content-Type-Options: nosniff\r\n".encode()
+HEAD = f"Date: {DATE}\r\nX-Content-Type-Options: nosniff\r\nX-Request-ID: id\r\n".encode()
 
 
 @pytest.fixture
@@ -21,8 +21,8 @@ def encoder() -> Encoder:
 def test_an_answer_is_its_head_and_its_body(encoder: Encoder) -> None:
     response = Response(200, b"{}", "application/json", (("ETag", "x"),))
     assert encoder.encode(response, "id", "A: b\r\n", connection="close") == (
-        b"HTTP/1.1 200 OK\r\n" + HEAD + b"A: b\r\nETag: x\r\nContent-Type: application/json\r\n"
-        b"Content-Length: 2\r\nConnection: close\r\n\r\n{}"
+        b"HTTP/1.1 200 OK\r\n" + HEAD + b"A: b\r\nETag: x\r\nConnection: close\r\n"
+        b"Content-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"
     )
 
 

@@ -35,6 +35,7 @@ API = {
     ("GET", "/problems"): None,
     ("GET", "/problems/{code}"): None,
     ("GET", "/metrics"): None,
+    ("GET", "/"): None,
 }
 
 

@@ -52,6 +52,12 @@ async def test_the_two_commands_that_it_prints_work_when_pasted(tmp_path: Path) 
         assert json.loads(wrote.out)["accepted"] == 1, wrote
         back = await run("bash", "-c", read, env=environment())
         assert json.loads(back.out)["metrics"]["temperature"]["value"] == 21.5, back
+        link = re.search(r"^In a browser: (\S+)/#token=(\S+)$", text, re.MULTILINE)
+        assert link is not None
+        assert link[1] == gate.url
+        assert (await gate.get("/v1/devices/demo.kitchen", token=link[2])).status == 200
+        assert (await gate.get("/v1/latest", token=link[2])).json["items"] != []
+        assert (await gate.write("demo.kitchen", {"metric": "t", "value": 1}, token=link[2])).status == 403
         whole = await run("bash", "-e", "-c", text, env=environment())
         assert whole.code != 0 or "accepted" in whole.out
 

@@ -114,7 +114,7 @@ async def test_after_an_interrupted_read_the_next_one_on_that_connection_sees_th
 
         def endless(reader: Reader, started: threading.Event = started) -> None:
             # Half-read cursors, as a merge of several series has them, then what does not end.
-            rows = reader._lane(Range("d", (), 0, 100), 1, "m", 0, 100)
+            rows = reader._lane(Range("d", (), 0, 100), 1, None, 10**9)
             next(rows)
             started.set()
             try:

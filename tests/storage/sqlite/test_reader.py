@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from storage.errors import NotFound
-from storage.log import Range
+from storage.log import Range, RangePage
 from storage.models import FUNCTIONS, Bucket, Draft, Reading, Revocation, Value
 from storage.patterns import Selection, parse_pattern
 from storage.sqlite import reader as reader_module
@@ -54,6 +54,12 @@ def naive(log: Store) -> list[Reading]:
     return [
         Reading(o, device, metric, ts, decode_value(value)) for o, device, metric, ts, value in log.rows()
     ]
+
+
+def joined(device: str, page: RangePage) -> list[Reading]:
+    """The readings of a page."""
+    columns = zip(page.offsets, page.metrics, page.times, page.values, strict=True)
+    return [Reading(offset, device, metric, ts, value) for offset, metric, ts, value in columns]
 
 
 def ask(reader: Reader, work: Callable[..., Any], *args: Any) -> Any:
@@ -151,7 +157,7 @@ def test_pages_of_a_range_join_to_the_whole_in_order(
         )
         found: list[Reading] = []
         after = None
-        while page := ask(reader, Reader.range, span, after, until, limit):
+        while page := joined(device, ask(reader, Reader.range, span, after, until, limit)):
             assert len(page) <= limit
             found += page
             after = page[-1].ts, page[-1].offset
@@ -166,7 +172,8 @@ def test_a_place_outside_the_range_does_not_widen_it(readings: list[Draft], desc
     span = Range(readings[0][0], (), 10, 20, descending)
     with filled(readings, "", 0) as (_, reader):
         for place in ((0, 0), (40, 10**9)):
-            assert all(10 <= r.ts < 20 for r in ask(reader, Reader.range, span, place, 10**9, 100))
+            page = ask(reader, Reader.range, span, place, 10**9, 100)
+            assert all(10 <= ts < 20 for ts in page.times)
 
 
 def naive_buckets(rows: list[Reading], every: int) -> list[Bucket]:
@@ -314,7 +321,7 @@ def test_an_error_that_is_kept_with_its_traceback_leaves_no_old_snapshot_behind(
         ]
         for n, (work, args) in enumerate(works):
             with pytest.MonkeyPatch.context() as patch:
-                for name in ("decode_value", "_bucket_place"):
+                for name in ("decode_value", "decode_values", "_bucket_place"):
                     patch.setattr(reader_module, name, broken)
                 patch.setattr(Reader, "_device", broken)
                 with pytest.raises(ArithmeticError) as caught:
@@ -340,3 +347,22 @@ def test_an_interrupt_between_two_statements_ends_the_job_and_not_the_next(tmp_p
         with pytest.raises(apsw.InterruptError):
             ask(reader, Reader.latest, "d")
         assert ask(reader, Reader.latest, "d").offset == 5
+
+
+def test_a_statement_is_compiled_once_whatever_is_bound(tmp_path: Path) -> None:
+    compiled: list[str | None] = []
+
+    def note(_: int, table: str | None, *__: object) -> int:
+        """SQLite asks while it compiles."""
+        compiled.append(table)
+        return apsw.SQLITE_OK
+
+    with store(tmp_path) as log, log.reader() as reader:
+        log.stored(numbers("d", "m", range(50)))
+        reader._connection.authorizer = note
+        ask(reader, Reader.range, Range("d", (), 0, 50), None, 10**9, 10)
+        assert "readings" in compiled
+        compiled.clear()
+        for start in range(10):
+            ask(reader, Reader.range, Range("d", (), start, 50 - start), None, 10**9, 10)
+        assert not compiled
