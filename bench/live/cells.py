@@ -130,8 +130,11 @@ def read_commits(text: str) -> tuple[float, float] | None:
 
 
 def _idle(scenario: Scenario, server: Server) -> Figures:
-    """What a follower costs that gets nothing, above the process as it was before any."""
-    watch = CoreWatch(server.cpu)
+    """What a follower costs that gets nothing, above the process as it was before any.
+
+    Others on the cores do not matter here. What the heap had free before hides some of the cost, which is
+    less among many followers.
+    """
     before = memory.proportional(server.group)
     crowd = Crowd(*_address(server.url), scenario.shape.transport)
     try:
@@ -141,7 +144,7 @@ def _idle(scenario: Scenario, server: Server) -> Figures:
     finally:
         crowd.close()
     kib = (after - before) / 1024 / scenario.shape.followers
-    return Figures(rate=kib, cores=watch.read(), live=Live(follower_kib=kib))
+    return Figures(rate=kib, live=Live(follower_kib=kib))
 
 
 def _loop(scenario: Scenario, target: Target, warm_up: int, seconds: int) -> Figures:
