@@ -5,8 +5,10 @@ import random
 import sys
 from pathlib import Path
 
-from bench import environment, processes, report, runner, targets
+from bench import environment, processes, runner, targets
 from bench.cells import check
+from bench.live.cells import check as check_live
+from bench.live.scenarios import LIVE
 from bench.micro import instructions, timing
 from bench.micro.paths import PATHS
 from bench.results import Plan, Results, ResultsError, chosen
@@ -15,8 +17,12 @@ from bench.targets import TargetError
 from bench.verify import Unverified
 
 # The cells of a command that has no --only.
-FLOORS = ("*",)
+EVERY = ("*",)
 INGEST = ("write", "batch")
+# Files that a crowd, or its target, has open at most.
+FILES = 6_000
+# Seconds of one measurement of streams.
+SECONDS_MAX = 12
 
 
 def main() -> int:
@@ -36,9 +42,11 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m bench", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    for name, cells, meaning in (
-        ("floors", FLOORS, "the gate beside the floors and other servers, in interleaved rounds"),
-        ("ingest", INGEST, "the part of it that writes: one reading per request, and 1,000"),
+    requests, streams = runner.REQUESTS, runner.STREAMS
+    for name, suite, cells, meaning in (
+        ("floors", requests, EVERY, "the gate beside the floors and other servers, in interleaved rounds"),
+        ("ingest", requests, INGEST, "the part of it that writes: one reading per request, and 1,000"),
+        ("live", streams, EVERY, "the streams: fan-out beside others, memory, latency, one who is slow"),
     ):
         command = commands.add_parser(name, help=meaning, description=meaning)
         command.add_argument("--rounds", type=_positive, default=5, help="default 5")
@@ -53,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--quick", action="store_true", help="2 rounds of 1 s, to see that all works")
         command.add_argument("--seed", type=int, help="of the order (default: any; it is recorded)")
         command.add_argument("--resume", type=Path, metavar="DIRECTORY", help="go on with an interrupted run")
-        command.set_defaults(run=_floors, whole=cells is FLOORS)
+        command.set_defaults(run=_measure, suite=suite, whole=cells is EVERY)
 
     command = commands.add_parser("cells", help="list scenarios, targets and cells")
     command.set_defaults(run=lambda _: _list())
@@ -90,35 +98,41 @@ def _paths(names: list[str]) -> list[str]:
     return names or list(PATHS)
 
 
-def _floors(options: argparse.Namespace) -> int:
+def _measure(options: argparse.Namespace) -> int:
     if faults := environment.faults():
         raise TargetError("; ".join(faults))
+    environment.allow_files(FILES)
     known = targets.load()
     if options.resume is not None:
         return runner.run(Results.read(options.resume), known)
-    cells = chosen(runner.all_cells(known), options.only)
+    cells = chosen(runner.all_cells(known, options.suite), options.only)
     rounds, seconds, warm_up = (2, 1, 1) if options.quick else (options.rounds, options.seconds, 2)
+    if options.suite is runner.STREAMS and seconds > SECONDS_MAX:
+        raise ResultsError(f"a measurement of streams takes at most {SECONDS_MAX} s: pings come after that")
     # Not for secrets.
     seed = random.randrange(1_000_000) if options.seed is None else options.seed
     plan = Plan(cells, rounds, seconds, warm_up, seed)
-    partial = options.quick or not options.whole or tuple(options.only) != FLOORS
+    partial = options.quick or not options.whole or tuple(options.only) != EVERY
     return runner.run(runner.begin(plan, partial=partial), known)
 
 
 def _list() -> int:
     known = targets.load()
-    for scenario in SCENARIOS.values():
-        print(f"{scenario.name:12} {scenario.title}")
+    for suite in (runner.REQUESTS, runner.STREAMS):
+        for scenario in suite.scenarios.values():
+            print(f"{scenario.name:18} {scenario.title}")
     print()
     for target in known.values():
-        print(f"{target.name:16} {target.title}: {' '.join(target.scenarios)}")
-    print(f"\n{len(runner.all_cells(known))} cells")
+        print(f"{target.name:20} {target.title}: {' '.join(target.scenarios)}")
+    requests, streams = (len(runner.all_cells(known, suite)) for suite in (runner.REQUESTS, runner.STREAMS))
+    print(f"\n{requests} cells of requests, {streams} of streams (bench live)")
     return 0
 
 
 def _verify(options: argparse.Namespace) -> int:
     known = targets.load()
-    cells = chosen(runner.all_cells(known), [f"@{name}" for name in options.target])
+    every = [cell for suite in (runner.REQUESTS, runner.STREAMS) for cell in runner.all_cells(known, suite)]
+    cells = chosen(every, [f"@{name}" for name in options.target])
     bad = 0
     for cell in cells:
         scenario, _, name = cell.partition("@")
@@ -127,7 +141,10 @@ def _verify(options: argparse.Namespace) -> int:
         targets.prepare(known[name])
         try:
             with processes.running(known[name]) as server:
-                check(SCENARIOS[scenario], server)
+                if scenario in LIVE:
+                    check_live(LIVE[scenario], server.url)
+                else:
+                    check(SCENARIOS[scenario], server)
         except (Unverified, OSError) as error:
             bad += 1
             print(f"{cell}: {error}")
@@ -138,7 +155,8 @@ def _verify(options: argparse.Namespace) -> int:
 
 def _report(options: argparse.Namespace) -> int:
     results = Results.read(options.directory)
-    print(report.render(results.plan, results.final(), targets.load()))
+    render = runner.suite_of(results.plan).render
+    print(render(results.plan, results.final(), targets.load()))
     return 0
 
 

@@ -26,11 +26,12 @@ RATE_MAX, RATE_STEP, RATE_END = 50_000.0, 10_000, 150_000
 
 
 class Loop(Struct, frozen=True):
-    """What a target that measures itself prints."""
+    """What a target that measures itself prints. `readings`: of a batch, where the scenario does not say."""
 
     batches: int
     seconds: float
     warm_up_batches: int
+    readings: int = 1
 
 
 def measure(round: int, scenario: Scenario, target: Target, warm_up: int, seconds: int) -> Cell:

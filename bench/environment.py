@@ -108,6 +108,14 @@ def faults() -> list[str]:
     return found
 
 
+def allow_files(count: int) -> None:
+    """Let this process and its children have so many files open, as far as the hard limit goes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count if hard == resource.RLIM_INFINITY else min(count, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 def commit() -> tuple[str, bool]:
     """The git commit, and whether the working tree differs from it; "unknown" outside of a repository."""
     head = _output("git", "-C", str(ROOT), "rev-parse", "--short", "HEAD")

@@ -56,12 +56,11 @@ def running(target: Target) -> Iterator[Server]:
             _stop(process)
 
 
-def run_loop(target: Target, warm_up: float, seconds: float) -> tuple[bytes, int]:
+def run_loop(target: Target, warm_up: float, seconds: float, scenario: str = "") -> tuple[bytes, int]:
     """What a loop prints, and how many rows it left behind; TargetError."""
     with _fresh_directory() as data, tempfile.TemporaryFile() as said:
-        process = _start(
-            target, data, said, warm_up=str(warm_up), seconds=str(seconds), stdout=subprocess.PIPE
-        )
+        values = {"warm_up": str(warm_up), "seconds": str(seconds), "scenario": scenario}
+        process = _start(target, data, said, subprocess.PIPE, **values)
         try:
             output, _ = process.communicate(timeout=warm_up + seconds + LOOP_PATIENCE)
         except subprocess.TimeoutExpired as error:
@@ -92,7 +91,8 @@ def _fresh_directory() -> Iterator[Path]:
 def _start(
     target: Target, data: Path, said: BinaryIO, stdout: int = subprocess.DEVNULL, **values: str
 ) -> "subprocess.Popen[bytes]":
-    every = {"port": "", "warm_up": "", "seconds": "", "data": str(data), "secret": SECRET, **values}
+    every = dict.fromkeys(("port", "warm_up", "seconds", "scenario"), "")
+    every |= {"data": str(data), "secret": SECRET, **values}
     command, variables = target.filled(every)
     kept = {name: value for name, value in os.environ.items() if not name.startswith("TIDEGATE_")}
     try:

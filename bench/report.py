@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from bench.environment import Cores
 from bench.figures import Spread, ratios, spread
-from bench.musts import DEADLINES, L1, MUSTS
+from bench.musts import DEADLINES, L1, MUSTS, Must
 from bench.results import Cell, Figures, Plan
 from bench.scenarios import SCENARIOS
 from bench.targets import Target
@@ -14,7 +14,7 @@ HOUSE = "tidegate"
 # From this on the load generator, and not the server, may have been the limit.
 LOADED = 0.97
 
-_LIMITS = (
+LIMITS = (
     "One machine with two cores: the server has one, the load generator the other, over loopback. "
     "Compare ratios, which are taken within each round; absolute figures are this machine's."
 )
@@ -23,16 +23,16 @@ _OVERLOAD = "p99 is that of a closed loop with all connections busy: an overload
 
 def render(plan: Plan, cells: Sequence[Cell], targets: Mapping[str, Target]) -> str:
     """The whole report; `cells`: the last word on each."""
-    figures = {name: _rounds(cells, name) for name in plan.cells}
+    figures = {name: by_round(cells, name) for name in plan.cells}
     done = max((cell.round for cell in cells), default=0)
     parts = [
         f"# {done} of {plan.rounds} rounds of {plan.seconds} s, seed {plan.seed}",
-        _LIMITS,
-        _section("Musts", _table(("what", "beside", "wanted", "found", ""), [*_musts(figures)])),
-        _section("Cells", _table(_CELL_HEAD, _cells(figures, targets)), _OVERLOAD),
-        _section("Tidegate beside each hello", _beside(figures, targets)),
-        _section("Open loop at half of the own maximum", _table(_OPEN_HEAD, _opens(figures))),
-        _section("Doubts", "\n".join(f"- {doubt}" for doubt in _doubts(cells))),
+        LIMITS,
+        section("Musts", table(MUST_HEAD, [*compared(figures, MUSTS), *_deadlines(figures)])),
+        section("Cells", table(_CELL_HEAD, _cells(figures, targets)), _OVERLOAD),
+        section("Tidegate beside each hello", _beside(figures, targets)),
+        section("Open loop at half of the own maximum", table(_OPEN_HEAD, _opens(figures))),
+        section("Doubts", "\n".join(f"- {doubt}" for doubt in doubts(cells))),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -43,28 +43,34 @@ def is_void(plan: Plan, cells: Sequence[Cell]) -> bool:
     return good < plan.rounds * len(plan.cells)
 
 
-_Rounds = Mapping[int, Figures]
+Rounds = Mapping[int, Figures]
+MUST_HEAD = ("what", "beside", "wanted", "found", "")
 _CELL_HEAD = ("scenario", "target", "per second (min - max)", "of L1", "p99 ms", "server core", "load core")
 _OPEN_HEAD = ("cell", "planned/s", "p50 ms", "p99 ms (min - max)", "p99.9 ms", "disk p99 ms", "lag p99 ms")
 
 
-def _rounds(cells: Iterable[Cell], name: str) -> _Rounds:
+def by_round(cells: Iterable[Cell], name: str) -> Rounds:
     """What a cell found, by round."""
     return {cell.round: cell.figures for cell in cells if cell.name == name and cell.figures is not None}
 
 
-def _rates(rounds: _Rounds) -> dict[int, float]:
+def rates(rounds: Rounds) -> dict[int, float]:
+    """The rate of each round."""
     return {number: figures.rate for number, figures in rounds.items()}
 
 
-def _musts(figures: Mapping[str, _Rounds]) -> Iterator[tuple[str, ...]]:
-    for must in MUSTS:
+def compared(figures: Mapping[str, Rounds], musts: Iterable[Must]) -> Iterator[tuple[str, ...]]:
+    """A line for each of the musts whose two cells were measured."""
+    for must in musts:
         ours, theirs = figures.get(must.cell), figures.get(must.against)
-        found = spread(ratios(_rates(ours), _rates(theirs))) if ours and theirs else None
+        found = spread(ratios(rates(ours), rates(theirs))) if ours and theirs else None
         if found is not None:
             by = found.median / must.factor - 1
             wanted = f">= {must.factor:.2f} x"
-            yield must.cell, must.against, wanted, _span(found, ".2f", " x"), _verdict(by, must.stretch)
+            yield must.cell, must.against, wanted, span(found, ".2f", " x"), verdict(by, must.stretch)
+
+
+def _deadlines(figures: Mapping[str, Rounds]) -> Iterator[tuple[str, ...]]:
     for deadline in DEADLINES:
         rounds = figures.get(deadline.cell, {})
         found = spread([each.open.p99_ms for each in rounds.values() if each.open is not None])
@@ -74,33 +80,34 @@ def _musts(figures: Mapping[str, _Rounds]) -> Iterator[tuple[str, ...]]:
             if sync is not None:
                 wanted, most = f"{wanted} + the disk's {sync.median:.2f}", most + sync.median
             by = 1 - found.median / most
-            yield deadline.cell, "", wanted, _span(found, ".2f", " ms"), _verdict(by, deadline.stretch)
+            yield deadline.cell, "", wanted, span(found, ".2f", " ms"), verdict(by, deadline.stretch)
 
 
-def _verdict(by: float, stretch: bool) -> str:
+def verdict(by: float, stretch: bool) -> str:
+    """Whether something was reached, and by what share."""
     word = "met" if by >= 0 else "missed"
     return f"{'stretch ' if stretch else ''}{word if by >= 0 or stretch else word.upper()} by {abs(by):.0%}"
 
 
-def _cells(figures: Mapping[str, _Rounds], targets: Mapping[str, Target]) -> Iterator[tuple[str, ...]]:
-    floor = _rates(figures.get(L1, {}))
+def _cells(figures: Mapping[str, Rounds], targets: Mapping[str, Target]) -> Iterator[tuple[str, ...]]:
+    floor = rates(figures.get(L1, {}))
     for name in sorted(figures, key=_order):
         scenario, _, target = name.partition("@")
-        found = spread(list(_rates(figures[name]).values()))
+        found = spread(list(rates(figures[name]).values()))
         title = targets[target].title if target in targets else target
         if found is None:
             yield scenario, title, "void", "", "", "", ""
             continue
-        of_floor = spread(ratios(_rates(figures[name]), floor)) if _counts_requests(scenario) else None
-        tail = _middle(figures[name], lambda each: each.p99_ms)
+        of_floor = spread(ratios(rates(figures[name]), floor)) if _counts_requests(scenario) else None
+        tail = middle(figures[name], lambda each: each.p99_ms)
         yield (
             scenario,
             title,
-            _span(found, ",.0f"),
-            _span(of_floor, ".2f", " x") if of_floor else "",
+            span(found, ",.0f"),
+            span(of_floor, ".2f", " x") if of_floor else "",
             f"{tail:.1f}" if tail else "",
-            f"{_middle(figures[name], lambda each: each.cores.server if each.cores else 0.0):.0%}",
-            f"{_middle(figures[name], lambda each: each.cores.load if each.cores else 0.0):.0%}",
+            f"{middle(figures[name], lambda each: each.cores.server if each.cores else 0.0):.0%}",
+            f"{middle(figures[name], lambda each: each.cores.load if each.cores else 0.0):.0%}",
         )
 
 
@@ -115,7 +122,7 @@ def _counts_requests(scenario: str) -> bool:
     return known is not None and known.readings == 1 and known.load != "ceiling"
 
 
-def _beside(figures: Mapping[str, _Rounds], targets: Mapping[str, Target]) -> str:
+def _beside(figures: Mapping[str, Rounds], targets: Mapping[str, Target]) -> str:
     """A matrix: what Tidegate does in full, by what the others reach without any checks."""
     peers = [name for name in sorted(figures) if name.startswith("hello@") and figures[name]]
     ours = [
@@ -125,19 +132,19 @@ def _beside(figures: Mapping[str, _Rounds], targets: Mapping[str, Target]) -> st
     ]
     if not peers or not ours:
         return ""
-    peers.sort(key=lambda name: -_middle(figures[name], lambda each: each.rate))
+    peers.sort(key=lambda name: -middle(figures[name], lambda each: each.rate))
     ours = [name for name in ours if SCENARIOS[name.partition("@")[0]].load == "closed"]
     rows = []
     for peer in peers:
         row = [targets[peer.partition("@")[2]].title if peer.partition("@")[2] in targets else peer]
         for name in ours:
-            found = spread(ratios(_rates(figures[name]), _rates(figures[peer])))
-            row.append(_span(found, ".2f", " x") if found else "")
+            found = spread(ratios(rates(figures[name]), rates(figures[peer])))
+            row.append(span(found, ".2f", " x") if found else "")
         rows.append(tuple(row))
-    return _table(("hello of", *(name.partition("@")[0] for name in ours)), rows)
+    return table(("hello of", *(name.partition("@")[0] for name in ours)), rows)
 
 
-def _opens(figures: Mapping[str, _Rounds]) -> Iterator[tuple[str, ...]]:
+def _opens(figures: Mapping[str, Rounds]) -> Iterator[tuple[str, ...]]:
     for name in sorted(figures, key=_order):
         opened = [each.open for each in figures[name].values() if each.open is not None]
         tail = spread([each.p99_ms for each in opened])
@@ -147,19 +154,19 @@ def _opens(figures: Mapping[str, _Rounds]) -> Iterator[tuple[str, ...]]:
         half = statistics.median(each.p50_ms for each in opened)
         beyond = statistics.median(each.p999_ms for each in opened)
         lag = statistics.median(each.lag_p99_ms for each in opened)
-        sync = _middle(figures[name], lambda each: each.sync_p99_ms)
+        sync = middle(figures[name], lambda each: each.sync_p99_ms)
         yield (
             name,
             f"{planned:,.0f}",
             f"{half:.2f}",
-            _span(tail, ".2f"),
+            span(tail, ".2f"),
             f"{beyond:.2f}",
             f"{sync:.2f}" if sync else "",
             f"{lag:.3f}",
         )
 
 
-def _doubts(cells: Sequence[Cell]) -> Iterator[str]:
+def doubts(cells: Iterable[Cell]) -> Iterator[str]:
     """What a reader has to know before believing a figure."""
     for cell in cells:
         where = f"round {cell.round}, {cell.name}"
@@ -185,22 +192,25 @@ def disturbance(cores: Cores) -> str:
     return f"others took {cores.foreign:.0%} of a core, the host {cores.steal:.0%} of the time"
 
 
-def _middle(rounds: _Rounds, pick: Callable[[Figures], float]) -> float:
+def middle(rounds: Rounds, pick: Callable[[Figures], float]) -> float:
+    """The median of something over the rounds; 0 of none."""
     found = spread([pick(figures) for figures in rounds.values()])
     return found.median if found else 0.0
 
 
-def _span(found: Spread, form: str, unit: str = "") -> str:
+def span(found: Spread, form: str, unit: str = "") -> str:
+    """A median with the least and the greatest beside it."""
     return f"{found.median:{form}}{unit} ({found.least:{form}} - {found.most:{form}})"
 
 
-def _section(title: str, content: str, note: str = "") -> str:
+def section(title: str, content: str, note: str = "") -> str:
+    """A part of a report; empty without content."""
     if not content:
         return ""
     return f"## {title}\n\n{content}" + (f"\n\n{note}" if note else "")
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A Markdown table whose columns also line up as text; empty without rows."""
     lines = [head, *rows]
     if len(lines) == 1:

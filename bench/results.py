@@ -9,6 +9,7 @@ import msgspec
 from msgspec import Struct
 
 from bench.environment import Cores
+from bench.live.figures import Live
 from bench.load.open_loop import Open
 
 PLAN, CELLS, ENVIRONMENT, SUMMARY = "plan.json", "cells.jsonl", "environment.json", "summary.md"
@@ -33,7 +34,7 @@ class Figures(Struct, frozen=True):
 
     `rate`: of what the scenario counts, per second. `p50_ms`, `p99_ms`: of the closed loop, so an
     overload's. `open`: what the open loop found, at half of `rate`. `sync_p99_ms`: of the disk alone,
-    right before and after. `answered`, `stored`: readings, where they are counted.
+    right before and after. `answered`, `stored`: readings, where they are counted. `live`: of streams.
     """
 
     rate: float
@@ -44,6 +45,7 @@ class Figures(Struct, frozen=True):
     answered: int = 0
     stored: int = 0
     cores: Cores | None = None
+    live: Live | None = None
 
 
 class Cell(Struct, frozen=True):

@@ -5,27 +5,71 @@ import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
+
+from msgspec import Struct
 
 from bench import environment, report, targets
-from bench.cells import measure, settle
+from bench.cells import measure as measure_request
+from bench.cells import settle
+from bench.live.cells import measure as measure_stream
+from bench.live.report import render as render_live
+from bench.live.scenarios import LIVE
 from bench.results import Cell, Plan, Results, directory_name
-from bench.scenarios import SCENARIOS, Scenario
+from bench.scenarios import SCENARIOS
 from bench.targets import Target, TargetError
 
 Measure = Callable[..., Cell]
+
+
+class Named(Protocol):
+    """What all kinds of scenarios have."""
+
+    @property
+    def name(self) -> str:
+        """As it stands in descriptions of targets."""
+
+    @property
+    def title(self) -> str:
+        """In words."""
+
+    @property
+    def unit(self) -> str:
+        """What is counted."""
+
+
+class Suite(Struct, frozen=True):
+    """Scenarios by name, how a cell of one of them is measured, and the report of a run."""
+
+    scenarios: Mapping[str, Named]
+    measure: Measure
+    render: Callable[[Plan, Sequence[Cell], Mapping[str, Target]], str]
+
+
+REQUESTS = Suite(SCENARIOS, measure_request, report.render)
+STREAMS = Suite(LIVE, measure_stream, render_live)
+
 # Times that a cell is measured as long as others take too much of the cores.
 ATTEMPTS = 3
 # Seconds that a cell takes beyond its load: start, verification, end.
 _BESIDE = 4.0
 
 
-def all_cells(known: Mapping[str, Target]) -> list[str]:
-    """Every SCENARIO@TARGET that a description names; TargetError for a scenario that there is not."""
+def suite_of(plan: Plan) -> Suite:
+    """The suite that the cells of a plan are of."""
+    return STREAMS if plan.cells and plan.cells[0].partition("@")[0] in LIVE else REQUESTS
+
+
+def all_cells(known: Mapping[str, Target], suite: Suite = REQUESTS) -> list[str]:
+    """Every SCENARIO@TARGET of a suite that a description names; TargetError for an unknown scenario."""
     for target in known.values():
-        if unknown := set(target.scenarios) - set(SCENARIOS):
+        if unknown := set(target.scenarios) - set(SCENARIOS) - set(LIVE):
             raise TargetError(f"{target.name} names scenarios that there are not: {sorted(unknown)}")
     return [
-        f"{name}@{target.name}" for name in SCENARIOS for target in known.values() if name in target.scenarios
+        f"{name}@{target.name}"
+        for name in suite.scenarios
+        for target in known.values()
+        if name in target.scenarios
     ]
 
 
@@ -47,9 +91,11 @@ def begin(plan: Plan, *, partial: bool, home: Path = environment.RESULTS) -> Res
     return results
 
 
-def run(results: Results, known: Mapping[str, Target], measure: Measure = measure) -> int:
-    """Measure what is missing, then print the report; 0 if every cell counts."""
+def run(results: Results, known: Mapping[str, Target], measure: Measure | None = None) -> int:
+    """Measure what is missing (by the suite's `measure`, if None), then print the report; 0 if all counts."""
     plan = results.plan
+    suite = suite_of(plan)
+    measure = measure or suite.measure
     broken = _prepare(plan, known)
     (results.directory / "versions.txt").write_text(_versions(plan, known, broken))
     todo = [
@@ -65,22 +111,22 @@ def run(results: Results, known: Mapping[str, Target], measure: Measure = measur
             if target in broken:
                 cell = Cell(number, scenario, target, "", 0.0, broken[target])
             else:
-                cell = _measured(measure, number, SCENARIOS[scenario], known[target], plan)
+                cell = _measured(measure, number, suite.scenarios[scenario], known[target], plan)
                 took.append(cell.took)
             results.add(cell)
             left = len(todo) - place - 1
-            _say(cell, place + 1, len(todo), left * _expected(plan, took))
+            _say(cell, suite, place + 1, len(todo), left * _expected(plan, took))
     except KeyboardInterrupt:
         print(f"\nstopped; go on with: --resume {results.directory}", file=sys.stderr)
         return 130
     finally:
-        text = report.render(plan, results.final(), known)
+        text = suite.render(plan, results.final(), known)
         results.keep_summary(text)
     print(text)
     return 1 if report.is_void(plan, results.final()) else 0
 
 
-def _measured(measure: Measure, number: int, scenario: Scenario, target: Target, plan: Plan) -> Cell:
+def _measured(measure: Measure, number: int, scenario: Named, target: Target, plan: Plan) -> Cell:
     """A cell, measured again while others disturb it, whatever it found; the last one counts."""
     for _ in range(ATTEMPTS):
         settle()
@@ -120,13 +166,15 @@ def _expected(plan: Plan, took: Sequence[float]) -> float:
     return statistics.fmean(took) if took else plan.warm_up + plan.seconds + _BESIDE
 
 
-def _say(cell: Cell, place: int, count: int, left: float) -> None:
+def _say(cell: Cell, suite: Suite, place: int, count: int, left: float) -> None:
     """The progress line."""
     found = f"VOID: {cell.void}"
     if cell.figures is not None:
-        found = f"{cell.figures.rate:,.0f} {SCENARIOS[cell.scenario].unit}"
-        if SCENARIOS[cell.scenario].load == "open" and cell.figures.open is not None:
-            found += f", p99 {cell.figures.open.p99_ms:.2f} ms at half of it"
+        rate = cell.figures.rate
+        found = f"{rate:,.{0 if rate > 100 else 1}f} {suite.scenarios[cell.scenario].unit}"
+        if cell.figures.open is not None and not cell.scenario.endswith("-ceiling"):
+            found += f", p99 {cell.figures.open.p99_ms:.2f} ms"
+            found += "" if cell.scenario in LIVE else " at half of it"
     remaining = f"{left / 60:.0f} min left" if left >= 90 else f"{left:.0f} s left"
     print(
         f"[{place}/{count}] round {cell.round}: {cell.name} {found}  ({remaining})",

@@ -1,7 +1,7 @@
 """Who is asked: a folder a target under targets/, with target.toml, an application and pinned requirements.
 
 `target.toml` is read as a Target. `{port}`, `{data}` (a fresh directory), `{secret}` (of the tokens),
-`{warm_up}` and `{seconds}` are filled in, in the command and in the variables.
+`{warm_up}`, `{seconds}` and `{scenario}` (of loops) are filled in, in the command and in the variables.
 """
 
 import json
