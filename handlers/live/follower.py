@@ -233,10 +233,13 @@ class Follower:
         if self._direct:
             wire = self.wire
             data = delivery.joined.get(wire.index) or wire.join(delivery)
-            pending = self._sink.pending()
+            # Taken first, then called: as methods they would be looked up the slow way, since they are slots.
+            sink = self._sink
+            ask, write = sink.pending, sink.write
+            pending = ask()
             # Who has read everything is given a batch whole, however large.
             if not pending or pending + len(data) <= self._limit:
-                self._sink.write(data)
+                write(data)
                 self.sent += 1
                 self._hub.figures.delivered += len(delivery.items)
                 return
