@@ -276,6 +276,9 @@ async def connect(place: Place, wire: str, trace: Trace, *, buffer: int = 0, **t
                 socket_factory=lambda _: own,
                 use_aiofastnet=False,
             )
+            if socket is None:
+                # Lost in the moment that it was made.
+                raise ConnectionError("the connection was lost at once")
             return socket  # type: ignore[return-value]
         query = [f"match={pattern}" for pattern in trace.wish.match]
         query += [f"metric={metric}" for metric in trace.wish.metrics]
