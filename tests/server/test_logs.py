@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from server import logs
+from tests.running import PATIENCE
 
 LOGGER = logging.getLogger("tidegate.test")
 JWT = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJkZW1vIn0.c2lnbmF0dXJl"
@@ -66,13 +67,19 @@ def stalled_pipe(*, access_log: bool = False) -> Iterator[tuple[int, logs.Logs]]
     with suppress(BlockingIOError):
         while True:
             os.write(writer, b"\n" * 65_536)
+    others = set(threading.enumerate())
     handle = logs.setup("info", access_log, writer)
     try:
         yield reader, handle
     finally:
+        writing = set(threading.enumerate()) - others
         drain = threading.Thread(target=read_to_end, args=(reader, []), daemon=True)
         drain.start()
         handle.close()
+        # Closing gives up after a second; who still writes then would write into the next file of this number.
+        for thread in writing:
+            thread.join(PATIENCE)
+            assert not thread.is_alive()
         os.close(writer)
         drain.join()
         os.close(reader)
