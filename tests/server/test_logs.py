@@ -76,7 +76,7 @@ def stalled_pipe(*, access_log: bool = False) -> Iterator[tuple[int, logs.Logs]]
         drain = threading.Thread(target=read_to_end, args=(reader, []), daemon=True)
         drain.start()
         handle.close()
-        # Closing gives up after a second; who still writes then would write into the next file of this number.
+        # Closing gives up after a second; who still writes then would write into the next file so numbered.
         for thread in writing:
             thread.join(PATIENCE)
             assert not thread.is_alive()
