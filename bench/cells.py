@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from http.client import HTTPException
 
@@ -36,15 +37,23 @@ class Loop(Struct, frozen=True):
 
 def measure(round: int, scenario: Scenario, target: Target, warm_up: int, seconds: int) -> Cell:
     """Measure; a cell that went wrong is void and says why."""
+
+    def figures() -> Figures:
+        if target.kind == "loop":
+            return _loop(scenario, target, warm_up, seconds)
+        with running(target) as server:
+            check(scenario, server)
+            return _served(scenario, server, warm_up, seconds)
+
+    return cell(round, scenario.name, target, figures)
+
+
+def cell(round: int, scenario: str, target: Target, take: Callable[[], Figures]) -> Cell:
+    """The cell of what `take` measures; void where that goes wrong."""
     started, began = datetime.now(UTC), time.monotonic()
     void, figures = "", None
     try:
-        if target.kind == "loop":
-            figures = _loop(scenario, target, warm_up, seconds)
-        else:
-            with running(target) as server:
-                check(scenario, server)
-                figures = _served(scenario, server, warm_up, seconds)
+        figures = take()
     except verify.Unverified as error:
         void = f"not verified: {error}"
     except (Void, TargetError) as error:
@@ -53,7 +62,7 @@ def measure(round: int, scenario: Scenario, target: Target, warm_up: int, second
         void = f"{type(error).__name__}: {error}"
     return Cell(
         round,
-        scenario.name,
+        scenario,
         target.name,
         started.isoformat(timespec="seconds"),
         time.monotonic() - began,

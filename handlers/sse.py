@@ -10,16 +10,13 @@ from handlers.live.filters import Filter
 from handlers.live.follower import Follower
 from handlers.live.recovery import Recoveries, Start
 from handlers.live.streams import LiveStream, Streams
-from handlers.live.subscription import Overflow, Subscription
+from handlers.live.subscription import INTERVAL_MAX, Overflow, Subscription, granted
 from handlers.live.wires import Events, Wires
-from handlers.problems import Problem
 from storage.patterns import Pattern, parse_pattern
 
 # Milliseconds after which a browser comes back, and how far they are spread.
 RETRY = 2_000
 JITTER = 500
-# The longest min_interval, in microseconds.
-INTERVAL_MAX = 86_400_000_000
 
 _EVERYTHING: Pattern = parse_pattern(">")
 _PING = b": ping\n\n"
@@ -54,13 +51,11 @@ class EventStreams:
     def open(self, request: Request) -> Stream | Response:
         """The stream; Problem for what it cannot be for. To HEAD its head alone."""
         head, query = request.head, request.head.query
-        wish = Filter(
+        wish = granted(
             parameters.patterns(query) or (_EVERYTHING,),
             head.principal.grants.patterns,
             parameters.metrics(query),
         )
-        if not wish.possible:
-            raise Problem("forbidden", "the token has no grant for a device that these patterns match")
         interval = parameters.duration(query, "min_interval") or 0
         if interval > INTERVAL_MAX:
             raise parameters.invalid("min_interval", "expected at most 1d")

@@ -31,7 +31,7 @@ from handlers.live.reader import FrameError, FrameReader, close_code
 from handlers.live.recovery import Recoveries
 from handlers.live.socket_writes import SocketWriter
 from handlers.live.streams import LiveStream, Streams
-from handlers.live.subscription import Subscription
+from handlers.live.subscription import INTERVAL_MAX, Subscription, granted
 from handlers.live.wires import (
     PING,
     PONG,
@@ -60,8 +60,6 @@ SILENCE = 60.0
 STRIKES = 20
 # Bytes kept for a client above which it is not read any more.
 ANSWERS_MAX = 256 * 1024
-# The longest min_interval, in microseconds.
-INTERVAL_MAX = 86_400_000_000
 
 BAD_FRAME, TOKEN_ENDED, FORBIDDEN, SLOW, LIMITED = 4400, 4401, 4403, 4408, 4429
 
@@ -327,10 +325,7 @@ class WebSocket(LiveStream):
             match = [parse_pattern(text) for text in command.match]
         except InvalidPattern as error:
             raise Problem("invalid", f"match: {error}") from error
-        wish = Filter(match, self._principal.grants.patterns, command.metrics)
-        if not wish.possible:
-            raise Problem("forbidden", "the token has no grant for a device that these patterns match")
-        return wish
+        return granted(match, self._principal.grants.patterns, command.metrics)
 
     # -- messages go ---------------------------------------------------------------------------
 

@@ -316,7 +316,7 @@ class Gate:
     def _bind_metrics(self, log: logs.Logs) -> None:
         """Tell the metrics where the parts keep their figures."""
         counter, gauge = self.metrics.counter, self.metrics.gauge
-        commit, cache, verifier, server = self.commit.figures, self.cache, self.verifier, self.server
+        commit, server = self.commit.figures, self.server
         counter("tidegate_readings_stored_total", "Readings stored.", lambda: commit.stored)
         counter("tidegate_readings_duplicate_total", "Readings sent again.", lambda: commit.duplicates)
         counter("tidegate_readings_conflict_total", "Readings with another value.", lambda: commit.conflicts)
@@ -326,27 +326,10 @@ class Gate:
         gauge("tidegate_queue_bytes", "Bytes that wait for a commit.", lambda: commit.queued_bytes)
         gauge("tidegate_log_head", "Newest offset.", lambda: self.engine.state().head)
         gauge("tidegate_log_floor", "Newest offset removed by age.", lambda: self.engine.state().floor)
-        for name, source in (
-            ("latest", cache),
-            ("token", verifier),
-            ("head", self.memo),
-            ("admission", self.admissions),
-        ):
-            counter(
-                "tidegate_cache_hits_total",
-                "Look-ups that hit.",
-                partial(getattr, source, "hits"),
-                cache=name,
-            )
-            counter(
-                "tidegate_cache_misses_total", "That missed.", partial(getattr, source, "misses"), cache=name
-            )
-            counter(
-                "tidegate_cache_evictions_total",
-                "Made room.",
-                partial(getattr, source, "evictions"),
-                cache=name,
-            )
+        self.metrics.cache("latest", self.cache)
+        self.metrics.cache("token", self.verifier)
+        self.metrics.cache("head", self.memo)
+        self.metrics.cache("admission", self.admissions)
         gauge("tidegate_cache_entries", "Entries.", lambda: len(self.memo), cache="head")
         gauge("tidegate_cache_entries", "Entries.", lambda: len(self.admissions), cache="admission")
         gauge("tidegate_cache_bytes", "Bytes of keys.", lambda: self.memo.bytes, cache="head")

@@ -63,13 +63,11 @@ def is_exact(message: RawRequestMessage, length: int) -> bool:
 
 def is_plain(message: RawRequestMessage, length: int) -> bool:
     """Whether the fast lane may answer a parsed request that has a body of `length` bytes."""
-    headers = message.headers
     return (
-        headers.get("Content-Length", "0") == str(length)
-        and _NOT_PLAIN.isdisjoint(headers)
+        is_exact(message, length)
+        and _NOT_PLAIN.isdisjoint(message.headers)
         and message.version == HttpVersion11
         and not message.should_close
-        and message.method != "CONNECT"
     )
 
 
@@ -152,8 +150,8 @@ class FastLane:
             return self.encode(connection, known, answer, request_id, started)
         if known.kind is Kind.STREAM:
             stream = cast("Stream", answer)
-            self.encode(connection, known, stream.head, request_id, started)
             data = self._lane.stream_head(stream, request_id, known.head)
+            self._count_known(connection, known, stream.head, request_id, started)
             # Behind the answers before it, which are written in this turn.
             asyncio.get_running_loop().call_soon(_hand_over, connection, stream, data)
             return None
@@ -244,20 +242,10 @@ class FastLane:
             )
         else:
             data = self._encode(response, request_id, lines)
-        seconds = monotonic() - started
-        self._observers[known.index](response.status, seconds)
-        if self._access is not None:
-            head = known.head
-            self._log(
-                connection,
-                head.method,
-                head.raw_path,
-                head.headers,
-                head.principal,
-                response,
-                request_id,
-                seconds,
-            )
+        if self._access is None:
+            self._observers[known.index](response.status, monotonic() - started)
+        else:
+            self._count_known(connection, known, response, request_id, started)
         return data
 
     def _refusal(
@@ -278,25 +266,53 @@ class FastLane:
             bodiless=message.method == "HEAD",
             connection="close" if self._lane.closing else "",
         )
-        seconds = monotonic() - started
-        self._observers[refused.index](response.status, seconds)
-        if self._access is not None:
-            path = message.path.partition("?")[0]
-            self._log(connection, message.method, path, headers, principal, response, request_id, seconds)
+        path = message.path.partition("?")[0]
+        self._count(
+            connection,
+            refused.index,
+            message.method,
+            path,
+            headers,
+            principal,
+            response,
+            request_id,
+            started,
+        )
         return data
 
-    def _log(
+    def _count_known(
+        self, connection: Connection, known: Known, response: Response, request_id: str, started: float
+    ) -> None:
+        head = known.head
+        self._count(
+            connection,
+            known.index,
+            head.method,
+            head.raw_path,
+            head.headers,
+            head.principal,
+            response,
+            request_id,
+            started,
+        )
+
+    def _count(
         self,
         connection: Connection,
+        index: int,
         method: str,
         path: str,
         headers: Headers,
         principal: Principal,
         response: Response,
         request_id: str,
-        seconds: float,
+        started: float,
     ) -> None:
-        assert self._access is not None
+        """Put an answer into the figures, and into the access log if there is one."""
+        seconds = monotonic() - started
+        self._observers[index](response.status, seconds)
+        if self._access is None:
+            return
         self._access.record(
             request_id,
             self._lane.address(connection.address, headers),

@@ -169,11 +169,9 @@ class Metrics(Collector):
 
     def cache(self, name: str, figures: CacheFigures) -> None:
         """Show the figures of a cache, labelled with its name."""
-        self.counter("tidegate_cache_hits_total", "Look-ups answered.", lambda: figures.hits, cache=name)
-        self.counter("tidegate_cache_misses_total", "Look-ups in vain.", lambda: figures.misses, cache=name)
-        self.counter(
-            "tidegate_cache_evictions_total", "Entries that made room.", lambda: figures.evictions, cache=name
-        )
+        self.counter("tidegate_cache_hits_total", "Look-ups that hit.", lambda: figures.hits, cache=name)
+        self.counter("tidegate_cache_misses_total", "That missed.", lambda: figures.misses, cache=name)
+        self.counter("tidegate_cache_evictions_total", "Made room.", lambda: figures.evictions, cache=name)
 
     def render(self, accept: str) -> tuple[bytes, str]:
         """All figures and their media type: OpenMetrics if `accept` names it, else Prometheus' text.

@@ -2,13 +2,12 @@
 
 import http.client
 import time
-from datetime import UTC, datetime
 from urllib.parse import urlsplit
 
 import msgspec
 
 from bench import contract, disk
-from bench.cells import Loop
+from bench.cells import Loop, cell
 from bench.environment import CoreWatch
 from bench.live import load, memory
 from bench.live.crowd import Crowd, Load, Writer
@@ -18,7 +17,7 @@ from bench.load.open_loop import percentile
 from bench.load.wrk import Void
 from bench.processes import Server, run_loop, running
 from bench.results import Cell, Figures
-from bench.targets import Target, TargetError
+from bench.targets import Target
 from bench.verify import Unverified
 
 # Readings of each write of a verification, and how many follow it.
@@ -31,31 +30,16 @@ MERGED = 0.05
 
 def measure(round: int, scenario: Scenario, target: Target, warm_up: int, seconds: int) -> Cell:
     """Measure; a cell that went wrong is void and says why."""
-    started, began = datetime.now(UTC), time.monotonic()
-    void, figures = "", None
-    try:
+
+    def figures() -> Figures:
         if scenario.kind == "loop":
-            figures = _loop(scenario, target, warm_up, seconds)
-        else:
-            with running(target) as server:
-                check(scenario, server.url)
-                idle = scenario.kind == "idle"
-                figures = _idle(scenario, server) if idle else _loaded(scenario, server, warm_up, seconds)
-    except Unverified as error:
-        void = f"not verified: {error}"
-    except (Void, TargetError) as error:
-        void = str(error)
-    except (OSError, http.client.HTTPException, ValueError, LookupError) as error:
-        void = f"{type(error).__name__}: {error}"
-    return Cell(
-        round,
-        scenario.name,
-        target.name,
-        started.isoformat(timespec="seconds"),
-        time.monotonic() - began,
-        void,
-        figures,
-    )
+            return _loop(scenario, target, warm_up, seconds)
+        with running(target) as server:
+            check(scenario, server.url)
+            idle = scenario.kind == "idle"
+            return _idle(scenario, server) if idle else _loaded(scenario, server, warm_up, seconds)
+
+    return cell(round, scenario.name, target, figures)
 
 
 def check(scenario: Scenario, url: str) -> None:

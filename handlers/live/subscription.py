@@ -1,12 +1,25 @@
 """What a follower wishes, and the terms on which it is fulfilled."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from enum import IntEnum
 
 from handlers.live.conflater import Conflater
 from handlers.live.filters import Filter
 from handlers.live.items import Item
 from handlers.live.wires import SubscriptionId
+from handlers.problems import Problem
+from storage.patterns import Pattern
+
+# The longest min_interval, in microseconds.
+INTERVAL_MAX = 86_400_000_000
+
+
+def granted(match: Iterable[Pattern], grants: Iterable[Pattern], metrics: Iterable[str]) -> Filter:
+    """What a follower asks for, cut to its grants. Problem if no device can be both."""
+    wish = Filter(match, grants, metrics)
+    if not wish.possible:
+        raise Problem("forbidden", "the token has no grant for a device that these patterns match")
+    return wish
 
 
 class Overflow(IntEnum):

@@ -111,6 +111,19 @@ class Client:
         self.transport.close()
 
 
+def statuses(client: Client) -> list[int]:
+    """Of all answers so far."""
+    return [int(status) for status in re.findall(rb"HTTP/1\.1 ([0-9]{3}) ", client.transport.written)]
+
+
+async def ask(gate: Running, *pieces: bytes) -> list[int]:
+    """What a new connection is answered."""
+    client = Client(gate)
+    await client.send(*pieces)
+    client.close()
+    return statuses(client)
+
+
 def _is_busy(protocol: GateProtocol) -> bool:
     """Whether the gate has something to do for this connection, other than to wait for its bytes."""
     if getattr(protocol, "_pending", False):

@@ -16,7 +16,7 @@ from server.heeded import HEEDED, Heeded, NotHeeded
 from tests.handlers.wire import create_client, log_in
 from tests.raw import request, until
 from tests.running import Running, run_gate
-from tests.server.lanes import Client, both_lanes, figure, same_answers
+from tests.server.lanes import Client, ask, both_lanes, figure, same_answers, statuses
 from tests.server.test_compat import free_port
 
 Gates = tuple[Running, Running]
@@ -46,18 +46,6 @@ def get(token: str, *lines: str, target: str = LATEST) -> bytes:
 
 def post(token: str, body: bytes, *lines: str) -> bytes:
     return request("POST", READINGS, body, token=token, headers=(*lines, f"X-Trace: {next(_numbers)}"))
-
-
-def statuses(client: Client) -> list[int]:
-    return [int(status) for status in re.findall(rb"HTTP/1\.1 ([0-9]{3}) ", client.transport.written)]
-
-
-async def ask(gate: Running, *pieces: bytes) -> list[int]:
-    """What a new connection is answered."""
-    client = Client(gate)
-    await client.send(*pieces)
-    client.close()
-    return statuses(client)
 
 
 async def admitted(gate: Running, token: str, *lines: str) -> None:

@@ -24,9 +24,11 @@ from tests.server.lanes import (
     EVICTIONS,
     HITS,
     Client,
+    ask,
     both_lanes,
     figure,
     same_answers,
+    statuses,
 )
 
 Gates = tuple[Running, Running]
@@ -55,18 +57,6 @@ def post(token: str, body: bytes, *lines: str) -> bytes:
 def half_of(token: str) -> bytes:
     """A head up to the middle of a header, without Host: what follows may be a whole head by itself."""
     return get(token).replace(b"Host: gate\r\n", b"")[:-2] + b"X-Rest: "
-
-
-def statuses(client: Client) -> list[int]:
-    return [int(status) for status in re.findall(rb"HTTP/1\.1 ([0-9]{3}) ", client.transport.written)]
-
-
-async def ask(gate: Running, *pieces: bytes) -> list[int]:
-    """What a new connection is answered."""
-    client = Client(gate)
-    await client.send(*pieces)
-    client.close()
-    return statuses(client)
 
 
 async def known(gate: Running, head: bytes) -> Client:
