@@ -1,6 +1,5 @@
 """Clients from the command line: through the running gate, else in the data directory itself."""
 
-import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -11,12 +10,13 @@ import aiohttp
 from auth.clients import Credentials
 from auth.revocation import Revocations
 from handlers.times import rfc3339
+from server.engines import open_engine
 from server.identity import lifetime, mint
 from server.settings import Settings
+from storage.engine import Engine
 from storage.errors import StorageError, Unavailable
 from storage.models import Client
 from storage.sqlite.directory import DirectoryLocked
-from storage.sqlite.engine import SqliteEngine
 
 # Seconds that the running gate may take to answer.
 ANSWER_TIMEOUT = 15.0
@@ -102,10 +102,10 @@ def _shown(client: Client) -> Shown:
 
 
 @asynccontextmanager
-async def _engine(settings: Settings) -> AsyncIterator[SqliteEngine | None]:
+async def _engine(settings: Settings) -> AsyncIterator[Engine | None]:
     """The engine of the data directory, None if a gate is running on it."""
     try:
-        engine = await SqliteEngine.open(settings.data, lambda: time.time_ns() // 1000)
+        engine = await open_engine(settings)
     except DirectoryLocked:
         yield None
         return

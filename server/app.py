@@ -28,6 +28,7 @@ from server.admissions import Admissions
 from server.cors import Cors
 from server.dispatch import Dispatch, Endpoint
 from server.encoding import Encoder
+from server.engines import open_engine, wall_clock
 from server.fast_lane import FastLane
 from server.fast_protocol import FastProtocol
 from server.lane import Lane
@@ -39,9 +40,9 @@ from server.router import Router
 from server.settings import Settings
 from storage.cache import LatestCache
 from storage.commit import GroupCommit
+from storage.engine import Engine
 from storage.errors import StorageError, Unavailable
 from storage.models import Batch
-from storage.sqlite.engine import SqliteEngine
 
 _log = logging.getLogger("tidegate.app")
 
@@ -62,18 +63,13 @@ STREAMS_DRAIN = 2.0
 LANE_DEADLINE = 1.0
 
 
-def wall_clock() -> int:
-    """Microseconds since 1970."""
-    return time.time_ns() // 1000
-
-
 class Gate:
     """All parts of one process."""
 
     def __init__(
         self,
         settings: Settings,
-        engine: SqliteEngine,
+        engine: Engine,
         session: aiohttp.ClientSession,
         log: logs.Logs,
         fail: Callable[[], None],
@@ -173,7 +169,7 @@ class Gate:
     ) -> AsyncIterator["Gate"]:
         """Build the parts, and close them in reverse. `fail` is called if one of them breaks."""
         async with AsyncExitStack() as stack:
-            engine = await SqliteEngine.open(settings.data, wall_clock)
+            engine = await open_engine(settings)
             stack.push_async_callback(engine.close)
             session = await stack.enter_async_context(aiohttp.ClientSession())
             ring = await asyncio.to_thread(identity.key_ring, settings)

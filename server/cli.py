@@ -13,13 +13,12 @@ from auth.keys import ConfigurationError
 from auth.principal import SCOPES
 from handlers.times import InvalidTime, parse_duration
 from server import admin, replay, serving, settings
-from server.app import wall_clock
+from server.engines import open_engine
 from server.identity import mint
 from server.replay_csv import ReplayError
 from server.serving import GateBroke
 from storage.errors import StorageError
 from storage.patterns import InvalidPattern, parse_pattern
-from storage.sqlite.engine import SqliteEngine
 
 _DESCRIPTION = "A telemetry gate: readings in, durable; followed live, nothing missed."
 _SERVE = "Settings are environment variables; name, default and meaning:\n\n"
@@ -190,7 +189,7 @@ def _migrate(_: argparse.Namespace) -> int:
 
 
 async def _migrated(chosen: settings.Settings) -> list[str]:
-    engine = await SqliteEngine.open(chosen.data, wall_clock)
+    engine = await open_engine(chosen)
     await engine.close()
     return engine.migrated
 

@@ -116,16 +116,15 @@ def _hmac(text: str) -> str:
     return text
 
 
-def _one(text: str) -> int:
-    if text != "1":
-        raise ValueError("1: SQLite has one writer")
-    return 1
+def _url(*schemes: str) -> Callable[[str], str]:
+    """Of a server: one of these schemes, or empty."""
 
+    def url(text: str) -> str:
+        if text and text.partition("://")[0] not in schemes:
+            raise ValueError(f"a URL that begins with {' or '.join(scheme + '://' for scheme in schemes)}")
+        return text
 
-def _later(text: str) -> str:
-    if text:
-        raise ValueError("nothing: this version has the embedded SQLite alone")
-    return text
+    return url
 
 
 def _level(text: str) -> str:
@@ -176,6 +175,9 @@ _AGE = _within(duration, "0", "36600d")
 _WAIT = _within(duration, "1s", "1h")
 # Promise 10: the process is gone 10 s after SIGTERM.
 _END = _within(duration, "1s", "9s")
+_WORKERS = _within(_integer, "1", "64")
+_POSTGRES = _url("postgresql", "postgres")
+_REDIS = _url("redis", "rediss")
 
 
 class Settings(Struct, frozen=True, kw_only=True):
@@ -184,9 +186,13 @@ class Settings(Struct, frozen=True, kw_only=True):
     host: Annotated[str, _Row("127.0.0.1", _text, "Address to listen on.")]
     port: Annotated[int, _Row("8080", _PORT, "Port to listen on; 0 takes any free one.")]
     data: Annotated[Path, _Row("./data", Path, "Directory of the embedded database and the keys.")]
-    database_url: Annotated[str, _Secret("", _later, "Another database; none but SQLite in this version.")]
-    redis_url: Annotated[str, _Secret("", _later, "Redis that nodes share; none in this version.")]
-    workers: Annotated[int, _Row("1", _one, "Processes; SQLite allows only one.")]
+    database_url: Annotated[
+        str, _Secret("", _POSTGRES, "PostgreSQL, postgresql://...; empty: embedded SQLite.")
+    ]
+    redis_url: Annotated[
+        str, _Secret("", _REDIS, "Redis that workers and nodes share, redis://...; empty: none.")
+    ]
+    workers: Annotated[int, _Row("1", _WORKERS, "Processes that serve; more than one needs PostgreSQL.")]
     fast_lane: Annotated[bool, _Row("1", _boolean, "Answer plain requests by the short way.")]
 
     jwt_secret: Annotated[str, _Secret("", _hmac, "Key of HS256 tokens; empty: made once under the data.")]
@@ -336,6 +342,8 @@ def _unknown(environ: Mapping[str, str]) -> list[str]:
 def _contradictions(settings: Settings) -> list[str]:
     """What is wrong between settings that are right alone."""
     wrong = []
+    if settings.workers > 1 and not settings.database_url:
+        wrong.append(f"{PREFIX}WORKERS is {settings.workers}; expected 1 without {PREFIX}DATABASE_URL")
     if settings.token_ttl > settings.token_ttl_max:
         wrong.append(
             f"{PREFIX}TOKEN_TTL is {settings.token_ttl} s; "

@@ -75,6 +75,10 @@ class SqliteEngine:
         """Epoch, head and floor as of the last commit that was published."""
         return self._state
 
+    async def refresh(self) -> LogState:
+        """The same: nobody else writes here."""
+        return self._state
+
     def append(self, writes: list[Write]) -> asyncio.Future[Appended]:
         """Commit writes in one transaction (for the group commit alone)."""
         future = self._writing.submit(Writer.append, writes)

@@ -158,9 +158,15 @@ def test_a_wrong_value_is_refused_with_the_variable_and_what_was_expected(name: 
     assert "\n" not in message
 
 
-@pytest.mark.parametrize("name", ["DATABASE_URL", "REDIS_URL"])
-def test_engines_of_a_later_version_are_refused_not_ignored(name: str) -> None:
-    assert "expected nothing: this version has the embedded SQLite alone" in complaint(**{name: "x://y"})
+@pytest.mark.parametrize(("name", "scheme"), [("DATABASE_URL", "postgresql://"), ("REDIS_URL", "redis://")])
+def test_the_url_of_another_kind_of_server_is_refused_and_not_shown(name: str, scheme: str) -> None:
+    message = complaint(**{name: "mysql://user:hush@host/db"})
+    assert scheme in message
+    assert "hush" not in message
+
+
+def test_more_than_one_worker_needs_a_database_that_takes_several_writers() -> None:
+    assert complaint(WORKERS="2") == "TIDEGATE_WORKERS is 2; expected 1 without TIDEGATE_DATABASE_URL"
 
 
 def test_everything_that_is_wrong_is_told_at_once() -> None:

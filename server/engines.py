@@ -1,0 +1,17 @@
+"""Which storage engine the settings ask for."""
+
+import time
+
+from server.settings import Settings
+from storage.engine import Engine
+from storage.sqlite.engine import SqliteEngine
+
+
+def wall_clock() -> int:
+    """Microseconds since 1970."""
+    return time.time_ns() // 1000
+
+
+async def open_engine(settings: Settings) -> Engine:
+    """The engine of the settings, its schema up to date. StorageError if it cannot be used."""
+    return await SqliteEngine.open(settings.data, wall_clock)
