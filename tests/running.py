@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -181,19 +181,25 @@ class GateProcess(Caller):
 
 
 @asynccontextmanager
-async def run_process(data: Path, **environment: str) -> AsyncIterator[GateProcess]:
-    """A gate as a process on a free port (or the PORT of `environment`), killed at the end if need be."""
+async def run_process(
+    data: Path, log: Path | None = None, /, **environment: str
+) -> AsyncIterator[GateProcess]:
+    """A gate as a process on a free port (or the PORT of `environment`), killed at the end if need be.
+
+    `log`: where its log is added to, instead of that of the tests.
+    """
     variables = _variables(data, environment)
     kept = {name: value for name, value in os.environ.items() if not name.startswith("TIDEGATE_")}
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "server",
-        "serve",
-        cwd=ROOT,
-        env={**kept, **variables},
-        stdout=asyncio.subprocess.PIPE,
-    )
+    with ExitStack() as stack:
+        errors = stack.enter_context(log.open("ab")) if log is not None else None
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            *("-m", "server", "serve"),
+            cwd=ROOT,
+            env={**kept, **variables},
+            stdout=asyncio.subprocess.PIPE,
+            stderr=errors,
+        )
     try:
         assert process.stdout is not None
         async with asyncio.timeout(PATIENCE):
