@@ -1,0 +1,1 @@
+"""PostgreSQL: the log that many processes share."""
