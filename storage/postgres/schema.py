@@ -1,5 +1,7 @@
 """The schema of PostgreSQL: migrations, one process at a time."""
 
+import asyncio
+
 from storage import migrations
 from storage.errors import Conflict, StorageError
 from storage.postgres.pool import Pool
@@ -35,7 +37,7 @@ async def migrate(pool: Pool) -> list[str]:
         raise StorageError(f"the database's default isolation is {isolation}; read committed is needed")
     if not (await pool.fetch(_PREPARED))[0][0]:
         await pool.fetch(_PREPARE)
-    known = migrations.load("storage.postgres")
+    known = await asyncio.to_thread(migrations.load, "storage.postgres")
     names: list[str] = []
     while left := migrations.outstanding(known, dict(await pool.fetch(_APPLIED))):
         step = left[0]
