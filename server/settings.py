@@ -133,6 +133,12 @@ def _level(text: str) -> str:
     return text.lower()
 
 
+def _partitions(text: str) -> str:
+    if text not in ("month", "day"):
+        raise ValueError("month or day")
+    return text
+
+
 def _directory(text: str) -> Path | None:
     if text and not Path(text).is_dir():
         raise ValueError("an existing directory")
@@ -188,6 +194,12 @@ class Settings(Struct, frozen=True, kw_only=True):
     data: Annotated[Path, _Row("./data", Path, "Directory of the embedded database and the keys.")]
     database_url: Annotated[
         str, _Secret("", _POSTGRES, "PostgreSQL, postgresql://...; empty: embedded SQLite.")
+    ]
+    database_synchronous: Annotated[
+        bool, _Row("0", _boolean, "A failover of PostgreSQL loses no commit: keep the epoch.")
+    ]
+    database_partitions: Annotated[
+        str, _Row("month", _partitions, "Time that a partition of readings holds: month or day.")
     ]
     redis_url: Annotated[
         str, _Secret("", _REDIS, "Redis that workers and nodes share, redis://...; empty: none.")

@@ -1,0 +1,56 @@
+-- Figures of the numbers of one series, bucket by bucket, at most `most` of them: from one bucket that has
+-- numbers to the next, so that empty stretches cost one look-up. The kinds say what is an integer.
+CREATE FUNCTION tidegate.buckets(sid integer, low bigint, high bigint, every bigint, most integer)
+RETURNS TABLE (
+    bucket bigint, average double precision, total double precision, quantity bigint,
+    smallest double precision, smallest_kind integer, largest double precision, largest_kind integer,
+    earliest double precision, earliest_kind smallint, latest double precision, latest_kind smallint
+) LANGUAGE plpgsql STABLE AS $$
+DECLARE
+    at       bigint;
+    from_ts  bigint;
+    to_ts    bigint;
+    exact    numeric;
+    integers double precision;
+    others   double precision;
+    tops     double precision;
+    peaks    double precision;
+BEGIN
+    FOR n IN 1 .. most LOOP
+        SELECT r.ts INTO at FROM tidegate.readings r
+        WHERE r.series = sid AND r.ts >= low AND r.ts < high AND r.kind < 2 ORDER BY r.ts LIMIT 1;
+        EXIT WHEN NOT FOUND;
+        bucket := at - at % every;
+        from_ts := greatest(bucket, low);
+        to_ts := least(bucket + every, high);
+        BEGIN
+            SELECT count(*), sum(r.num), avg(r.num),
+                   min(r.num) FILTER (WHERE r.kind = 0), min(r.num) FILTER (WHERE r.kind = 1),
+                   max(r.num) FILTER (WHERE r.kind = 0), max(r.num) FILTER (WHERE r.kind = 1)
+            INTO quantity, total, average, integers, others, tops, peaks
+            FROM tidegate.readings r
+            WHERE r.series = sid AND r.ts >= from_ts AND r.ts < to_ts AND r.kind < 2;
+        EXCEPTION WHEN numeric_value_out_of_range THEN
+            SELECT count(*), sum(r.num::numeric),
+                   min(r.num) FILTER (WHERE r.kind = 0), min(r.num) FILTER (WHERE r.kind = 1),
+                   max(r.num) FILTER (WHERE r.kind = 0), max(r.num) FILTER (WHERE r.kind = 1)
+            INTO quantity, exact, integers, others, tops, peaks
+            FROM tidegate.readings r
+            WHERE r.series = sid AND r.ts >= from_ts AND r.ts < to_ts AND r.kind < 2;
+            average := exact / quantity;
+            total := CASE WHEN abs(exact) > 1.7976931348623157e308 THEN sign(exact) * 'Infinity'::numeric
+                     ELSE exact END;
+        END;
+        smallest := least(integers, others);
+        smallest_kind := CASE WHEN integers <= others OR others IS NULL THEN 0 ELSE 1 END;
+        largest := greatest(tops, peaks);
+        largest_kind := CASE WHEN tops >= peaks OR peaks IS NULL THEN 0 ELSE 1 END;
+        SELECT r.num, r.kind INTO earliest, earliest_kind FROM tidegate.readings r
+        WHERE r.series = sid AND r.ts >= from_ts AND r.ts < to_ts AND r.kind < 2 ORDER BY r.ts LIMIT 1;
+        SELECT r.num, r.kind INTO latest, latest_kind FROM tidegate.readings r
+        WHERE r.series = sid AND r.ts >= from_ts AND r.ts < to_ts AND r.kind < 2 ORDER BY r.ts DESC LIMIT 1;
+        RETURN NEXT;
+        low := bucket + every;
+    END LOOP;
+END
+$$;
