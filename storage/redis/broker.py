@@ -137,7 +137,8 @@ class RedisBroker:
                 commits.clear()
                 self._queued = 0
                 return
-            parts, size = [], 0
+            parts: list[bytes] = []
+            size = 0
             while (kept or commits) and size < MESSAGE_MAX and len(parts) < PARTS_MAX:
                 if kept:
                     part = kept.popleft()

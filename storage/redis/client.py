@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable
 
 from storage.errors import StorageError, Unavailable
-from storage.redis.connection import Access, Connection, Part, Receiver, Reply, connect
+from storage.redis.connection import Access, Command, Connection, Part, Receiver, Reply, connect
 from storage.redis.topology import Topology, discover
 from storage.redis.url import Address, RedisUrl
 
@@ -14,7 +14,6 @@ _log = logging.getLogger("tidegate.redis")
 
 # Seconds to find the servers and connect to them, and between two attempts.
 ATTEMPT = 4.0
-CONNECT = 1.0
 PAUSE_MIN = 0.05
 PAUSE_MAX = 1.0
 
@@ -100,7 +99,7 @@ class RedisClient:
         future.set_exception(Unavailable("Redis is away"))
         return future
 
-    def send(self, key: bytes, command: tuple[Part, ...], receiver: Receiver) -> bool:
+    def send(self, key: bytes, command: Command, receiver: Receiver) -> bool:
         """Send a command about this key; see Connection.send."""
         connection = self.connection(key)
         return connection is not None and connection.send(command, receiver)
@@ -148,7 +147,8 @@ class RedisClient:
             if address not in self._connections or not self._connections[address].open
         ]
         made = await asyncio.gather(
-            *(connect(self._make, address, self.access, CONNECT) for address in missing), return_exceptions=True
+            *(connect(self._make, address, self.access) for address in missing),
+            return_exceptions=True,
         )
         problem = None
         for address, connection in zip(missing, made, strict=True):

@@ -1,7 +1,7 @@
 """One connection to one Redis server: commands in, answers out in the same order, one write per turn.
 
-By hand on hiredis: a command costs 2 to 5 microseconds, a thirtieth of what redis.asyncio takes. What a caller
-gives up is not taken out of the queue of answers, so that no answer reaches another caller.
+By hand on hiredis: a command costs 2 to 5 microseconds, a thirtieth of what redis.asyncio takes. What a
+caller gives up is not taken out of the queue of answers, so that no answer reaches another caller.
 """
 
 import asyncio
@@ -19,8 +19,11 @@ from storage.redis.url import Address
 
 # A part of a command, and what Redis says; an error that it answers is a RedisError.
 Part = bytes | str | int | float
+Command = tuple[Part, ...]
 Reply = Any
 
+# Seconds to connect and log in.
+CONNECT = 1.0
 # Seconds between two looks at whether the server answers, and looks without a word that make it a lost one.
 LOOK = 0.25
 LOOKS_MAX = 5
@@ -31,6 +34,8 @@ BYTES_MAX = 4 * 1024 * 1024
 # What a server answers that is not the one to ask, or cannot work.
 _ELSEWHERE = frozenset(("MOVED", "ASK", "READONLY", "CLUSTERDOWN", "TRYAGAIN", "MASTERDOWN", "LOADING"))
 
+# Its stubs know tuples of one item only.
+_pack = cast("Callable[[Command], bytes]", hiredis.pack_command)
 _NOTHING = object()
 
 
@@ -68,7 +73,7 @@ class Connection(asyncio.Protocol):
     @property
     def answers(self) -> bool:
         """Whether the server is there: not one that was asked and has been silent for a while."""
-        return self._transport is not None and self._silent < 2  # noqa: PLR2004
+        return self._transport is not None and self._silent < 2
 
     # -- commands ------------------------------------------------------------------------------
 
@@ -79,14 +84,14 @@ class Connection(asyncio.Protocol):
             future.set_exception(self._refusal())
         return future
 
-    def send(self, command: tuple[Part, ...], receiver: Receiver) -> bool:
+    def send(self, command: Command, receiver: Receiver) -> bool:
         """Send a command; `receiver` gets its answer, or an error as its only word.
 
         False: too much waits, or there is no connection; then `receiver` is not called.
         """
         if self._transport is None or len(self._waiting) >= WAITING_MAX or self._out_bytes > BYTES_MAX:
             return False
-        data = hiredis.pack_command(command)
+        data = _pack(command)
         if not self._out and not self._paused:
             self._loop.call_soon(self._flush)
         self._out.append(data)
@@ -155,7 +160,7 @@ class Connection(asyncio.Protocol):
             self._transport.write(out[0] if len(out) == 1 else b"".join(out))
 
     def _watch(self) -> None:
-        """Counted in looks, not in seconds: a loop that was busy itself reads the answers between two looks."""
+        """Counted in looks, not in seconds: a loop that was busy reads the answers between two looks."""
         self._look = self._loop.call_later(LOOK, self._watch)
         if self._waiting:
             self._silent += 1
@@ -227,7 +232,7 @@ C = TypeVar("C", bound=Connection)
 
 
 class Access(Struct, frozen=True):
-    """How to get in. `username`, `password`: "" for none. `name`: of the connection, for who looks at Redis."""
+    """How to get in. `username`, `password`: "" for none. `name`: of the connection, as Redis lists it."""
 
     username: str
     password: str
@@ -236,14 +241,14 @@ class Access(Struct, frozen=True):
     name: str
 
 
-async def connect(make: Callable[[], C], address: Address, access: Access, timeout: float) -> C:
-    """A connection that is logged in, within `timeout` seconds. Unavailable, Timeout, RedisError."""
+async def connect(make: Callable[[], C], address: Address, access: Access) -> C:
+    """A connection that is logged in, within `CONNECT` seconds. Unavailable, Timeout, RedisError."""
     loop = asyncio.get_running_loop()
     host, port = address
     name = host if access.tls is not None else None
     connection = None
     try:
-        async with asyncio.timeout(timeout):
+        async with asyncio.timeout(CONNECT):
             _, connection = await loop.create_connection(
                 make, host, port, ssl=access.tls, server_hostname=name
             )
@@ -251,7 +256,7 @@ async def connect(make: Callable[[], C], address: Address, access: Access, timeo
             await asyncio.gather(*answers)
     except TimeoutError:
         _drop(connection, "Redis did not answer in time")
-        raise Timeout(f"Redis at {host}:{port} did not answer within {timeout} s") from None
+        raise Timeout(f"Redis at {host}:{port} did not answer within {CONNECT} s") from None
     except OSError as error:
         _drop(connection, "Redis cannot be reached")
         raise Unavailable(f"Redis at {host}:{port} cannot be reached: {error}") from error
@@ -261,8 +266,8 @@ async def connect(make: Callable[[], C], address: Address, access: Access, timeo
     return connection
 
 
-def _greeting(access: Access) -> list[tuple[Part, ...]]:
-    commands: list[tuple[Part, ...]] = []
+def _greeting(access: Access) -> list[Command]:
+    commands: list[Command] = []
     if access.password:
         login = (access.username, access.password) if access.username else (access.password,)
         commands.append((b"AUTH", *login))

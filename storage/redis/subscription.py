@@ -7,8 +7,8 @@ import random
 from collections.abc import Callable
 
 from storage.errors import StorageError
-from storage.redis.client import CONNECT, PAUSE_MAX, PAUSE_MIN, RedisClient
-from storage.redis.connection import Subscriber, connect
+from storage.redis.client import PAUSE_MAX, PAUSE_MIN, RedisClient
+from storage.redis.connection import CONNECT, Subscriber, connect
 from storage.redis.url import Address
 
 _log = logging.getLogger("tidegate.redis")
@@ -20,7 +20,11 @@ class Subscription:
     """
 
     def __init__(
-        self, client: RedisClient, channel: bytes, deliver: Callable[[bytes], None], resumed: Callable[[], None]
+        self,
+        client: RedisClient,
+        channel: bytes,
+        deliver: Callable[[bytes], None],
+        resumed: Callable[[], None],
     ) -> None:
         self._client = client
         self._channel = channel
@@ -85,7 +89,7 @@ class Subscription:
         self._address = self._client.address(self._channel)
         if self._address is None:
             raise StorageError("nobody has the channel")
-        self._connection = await connect(self._make, self._address, self._client.access, CONNECT)
+        self._connection = await connect(self._make, self._address, self._client.access)
         async with asyncio.timeout(CONNECT):
             await self._connection.subscribe(self._channel, sharded=self._client.sharded)
         self.reconnects += 1

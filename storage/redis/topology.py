@@ -22,7 +22,7 @@ SLOTS = 16_384
 
 
 class Topology(Struct, frozen=True):
-    """Which server has which keys. `slots`: of a cluster, its owner for each; else empty, and there is one."""
+    """Which server has which keys. `slots`: their owners, for a cluster; else empty, and there is one."""
 
     addresses: tuple[Address, ...]
     slots: tuple[Address | None, ...] = ()
@@ -57,9 +57,15 @@ async def _ask(url: RedisUrl, tls: ssl.SSLContext | None, address: Address) -> T
             # A plain URL may lead to a node of a cluster. Who may not ask is told nothing of one.
             with contextlib.suppress(NoPermissionError):
                 if (await client.info("cluster")).get("cluster_enabled"):
-                    return _cluster(await client.execute_command("CLUSTER SLOTS"), address)
+                    return _cluster(await _slots(client), address)
             return Topology((address,))
-        return _cluster(await client.execute_command("CLUSTER SLOTS"), address)
+        return _cluster(await _slots(client), address)
+
+
+async def _slots(client: "aioredis.Redis") -> list[list[Any]]:
+    # What redis-py offers for this is typed for clients of clusters only.
+    answer: list[list[Any]] = await client.execute_command("CLUSTER SLOTS")  # type: ignore[no-untyped-call]
+    return answer
 
 
 def _cluster(rows: list[list[Any]], asked: Address) -> Topology:
@@ -78,7 +84,7 @@ def _cluster(rows: list[list[Any]], asked: Address) -> Topology:
 async def _master(url: RedisUrl, tls: ssl.SSLContext | None) -> Address:
     options = {"socket_timeout": PATIENCE, "socket_connect_timeout": PATIENCE, "retry": Retry(NoBackoff(), 0)}
     options |= {"password": url.sentinel_password or None} | _tls(url, tls)
-    sentinel = aioredis.Sentinel(url.addresses, sentinel_kwargs=options)
+    sentinel = aioredis.Sentinel(url.addresses, sentinel_kwargs=options)  # type: ignore[no-untyped-call]
     try:
         host, port = await sentinel.discover_master(url.service)
     except (RedisError, OSError) as error:
