@@ -161,8 +161,10 @@ class SharedLimiter(Limiter):
 
 
 class Settlement:
-    """Settles the limiters of this process with the account. `settled`: keys so far; `healthy`: whether it
-    could be done the last time.
+    """Settles the limiters of this process with the account.
+
+    `healthy`: whether it could be done the last time. `settled`: keys so far; `lost`: how often the account
+    went away.
     """
 
     def __init__(self, counters: Counters) -> None:
@@ -175,6 +177,7 @@ class Settlement:
         self._counted: deque[int] = deque([1], maxlen=math.ceil(SILENCE / BEAT))
         self.healthy = False
         self.settled = 0
+        self.lost = 0
 
     def limiter(self, policy: Policy, *, capped: bool = False) -> SharedLimiter:
         """A limiter that is settled here; one for each name of a policy."""
@@ -240,4 +243,5 @@ class Settlement:
             limiter.part(self.processes)
         if self.healthy:
             self.healthy = False
+            self.lost += 1
             _log.warning("limits are not shared", extra={"error": str(error), "processes": self.processes})

@@ -62,8 +62,12 @@ def parse_url(text: str) -> RedisUrl:
     if scheme not in _SCHEMES or not rest:
         raise ValueError(f"a URL that begins with {', '.join(f'{scheme}://' for scheme in _SCHEMES)}")
     kind, tls = _SCHEMES[scheme]
-    # urlsplit reads a list of hosts as one, which is all that is asked of it.
-    parts = urlsplit(f"//{rest}")
+    try:
+        # It reads a list of hosts as one, which is all that is asked of it.
+        parts = urlsplit(f"//{rest}")
+    except ValueError:
+        # What it says shows the secret.
+        raise ValueError("a URL without characters that do not belong there") from None
     login, _, hosts = parts.netloc.rpartition("@")
     username, _, password = login.partition(":")
     options = dict(parse_qsl(parts.query, keep_blank_values=True))
