@@ -18,7 +18,8 @@ Probe = Callable[[], Awaitable[None]]
 class Health:
     """Handlers of operations.
 
-    `probes`: per part a check that raises StorageError when it cannot work. `closing`: whether the
+    `probes`: per part a check that raises StorageError when it cannot work; `spare`: the same of parts that
+    the gate can do without. `closing`: whether the
     gate is about to end. `render`: the figures for an Accept header, with their content type.
     `token`: what /metrics asks for, "" if nothing.
     """
@@ -29,8 +30,10 @@ class Health:
         closing: Callable[[], bool],
         render: Callable[[str], tuple[bytes, str]],
         token: str,
+        spare: dict[str, Probe] | None = None,
     ) -> None:
         self._probes = probes
+        self._spare = spare or {}
         self._closing = closing
         self._render = render
         self._token = token
@@ -40,14 +43,18 @@ class Health:
         return respond(request.head.accept, {"status": "ok"}, headers=_UNCACHED)
 
     async def readyz(self, request: Request) -> Response:
-        """`GET /readyz`: 503 when it should get no traffic."""
-        names = list(self._probes)
-        states = await asyncio.gather(*map(_state, self._probes.values()))
-        parts: dict[str, dict[str, str]] = dict(zip(names, states, strict=True))
+        """`GET /readyz`: 503 when it should get no traffic, 200 and `degraded` without a part to spare."""
+        probes = self._probes | self._spare
+        states = await asyncio.gather(*map(_state, probes.values()))
+        parts: dict[str, dict[str, str]] = dict(zip(probes, states, strict=True))
+        lacking = [name for name in self._spare if parts[name]["status"] != "ok"]
+        for name in lacking:
+            parts[name]["status"] = "degraded"
         if self._closing():
             parts["gate"] = {"status": "closing"}
-        ready = all(state["status"] == "ok" for state in parts.values())
-        content = {"status": "ready" if ready else "unavailable", "parts": parts}
+        ready = all(state["status"] in ("ok", "degraded") for state in parts.values())
+        status = ("degraded" if lacking else "ready") if ready else "unavailable"
+        content = {"status": status, "parts": parts}
         return respond(request.head.accept, content, 200 if ready else 503, _UNCACHED)
 
     async def metrics(self, request: Request) -> Response:

@@ -15,6 +15,8 @@ from typing import Annotated, Any, get_type_hints
 
 from msgspec import Struct
 
+from storage.redis.url import parse_url
+
 PREFIX = "TIDEGATE_"
 _FILE = "_FILE"
 
@@ -127,6 +129,18 @@ def _url(*schemes: str) -> Callable[[str], str]:
     return url
 
 
+def _redis(text: str) -> str:
+    if text:
+        parse_url(text)
+    return text
+
+
+def _prefix(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_.:-]{1,64}", text, re.ASCII):
+        raise ValueError("1 to 64 of A-Z a-z 0-9 _ . : -")
+    return text
+
+
 def _level(text: str) -> str:
     if text.lower() not in ("debug", "info", "warning", "error", "critical"):
         raise ValueError("debug, info, warning, error or critical")
@@ -183,7 +197,6 @@ _WAIT = _within(duration, "1s", "1h")
 _END = _within(duration, "1s", "9s")
 _WORKERS = _within(_integer, "1", "64")
 _POSTGRES = _url("postgresql", "postgres")
-_REDIS = _url("redis", "rediss")
 
 
 class Settings(Struct, frozen=True, kw_only=True):
@@ -202,7 +215,16 @@ class Settings(Struct, frozen=True, kw_only=True):
         str, _Row("month", _partitions, "Time that a partition of readings holds: month or day.")
     ]
     redis_url: Annotated[
-        str, _Secret("", _REDIS, "Redis that workers and nodes share, redis://...; empty: none.")
+        str,
+        _Secret(
+            "",
+            _redis,
+            "Redis that workers and nodes share: redis://host:port/db, redis+cluster://host,host, "
+            "redis+sentinel://host,host/service, rediss... with TLS; empty: none.",
+        ),
+    ]
+    redis_prefix: Annotated[
+        str, _Row("tidegate", _prefix, "Begins all names in Redis; each gate on one Redis needs its own.")
     ]
     workers: Annotated[int, _Row("1", _WORKERS, "Processes that serve; more than one needs PostgreSQL.")]
     fast_lane: Annotated[bool, _Row("1", _boolean, "Answer plain requests by the short way.")]

@@ -1,7 +1,8 @@
 """The newest values of devices, kept in this process and kept current by commits.
 
 Bounded (what was not used lately goes first), with a time to live, and with one load per device at a
-time however many ask.
+time however many ask. What is not here is asked for in a second level that processes share, if there is
+one, and then in the database.
 """
 
 import asyncio
@@ -10,6 +11,7 @@ from collections.abc import Awaitable, Callable, Hashable
 from typing import Protocol, TypeVar
 
 from storage.models import Batch, Latest, Sample
+from storage.second_level import SecondLevel
 
 
 class Remembered(Protocol):
@@ -67,9 +69,16 @@ class _Load:
         self.cancelled = False
 
 
+def _merged(latest: Latest, load: _Load) -> Latest:
+    for metric, sample in load.since.metrics.items():
+        _add(latest, metric, sample)
+    latest.offset = max(latest.offset, load.since.offset)
+    return latest
+
+
 class LatestCache:
     """At most `capacity` devices for at most `ttl` seconds each; `load` reads one from the database.
-    `clock`: monotonic, seconds.
+    `clock`: monotonic, seconds. `second`: what is asked before that.
 
     `hits`, `misses`, `evictions` count look-ups and what had to make room.
     """
@@ -80,8 +89,10 @@ class LatestCache:
         capacity: int,
         ttl: float,
         clock: Callable[[], float] = time.monotonic,
+        second: SecondLevel | None = None,
     ) -> None:
         self._load = load
+        self._second = second
         self._capacity = capacity
         self._ttl = ttl
         self._loop = asyncio.get_running_loop()
@@ -118,7 +129,7 @@ class LatestCache:
         return await asyncio.shield(load.result)
 
     def apply(self, batch: Batch) -> None:
-        """Take in what was committed."""
+        """Take in what was committed, here or by another process, in any order."""
         entries, loads = self._entries, self._loads
         for reading in batch.readings:
             device = reading.device
@@ -128,35 +139,41 @@ class LatestCache:
             if loads and device in loads:
                 sample = Sample(reading.ts, reading.value, reading.offset)
                 _add(loads[device].since, reading.metric, sample)
+        if self._second is not None:
+            self._second.apply(batch)
 
-    def forget(self, device: str) -> None:
-        """The device was deleted."""
-        self._entries.pop(device, None)
-        load = self._loads.pop(device, None)
-        if load is not None:
-            load.cancelled = True
+    def forget(self, device: str, head: int = 0) -> None:
+        """The device was deleted when the head of the log was there."""
+        self._drop(device)
+        if self._second is not None:
+            self._second.forget(device, head)
 
     def clear(self) -> None:
-        """Forget all devices: readings were removed by age."""
+        """Forget all devices: readings were removed by age, or commits were missed."""
         for device in [*self._entries, *self._loads]:
-            self.forget(device)
+            self._drop(device)
+        if self._second is not None:
+            self._second.clear()
 
     async def close(self) -> None:
         """Wait for the loads that are under way."""
         while self._tasks:
             await asyncio.wait(self._tasks)
 
+    def _drop(self, device: str) -> None:
+        self._entries.pop(device, None)
+        load = self._loads.pop(device, None)
+        if load is not None:
+            load.cancelled = True
+
     async def _run(self, device: str, load: _Load) -> None:
         try:
-            latest = await self._load(device)
+            latest = await self._find(device, load)
         except Exception as error:
             load.result.set_exception(error)
             # Nobody may be waiting any more; that is no reason to complain about it.
             load.result.exception()
         else:
-            for metric, sample in load.since.metrics.items():
-                _add(latest, metric, sample)
-            latest.offset = max(latest.offset, load.since.offset)
             if not load.cancelled:
                 self._keep(device, _Entry(latest, self._now() + self._ttl))
             # Who waits reads it in a later turn of the loop, when commits may have changed the entry.
@@ -164,6 +181,20 @@ class LatestCache:
         finally:
             if not load.cancelled:
                 del self._loads[device]
+
+    async def _find(self, device: str, load: _Load) -> Latest:
+        """What the second level or the database has, and what was committed meanwhile."""
+        second = self._second
+        if second is None:
+            return _merged(await self._load(device), load)
+        latest = await second.get(device)
+        if latest is None:
+            state = second.state()
+            latest = await self._load(device)
+            if not load.cancelled:
+                # As it is: of what was heard since, something older may still be on its way.
+                second.put(state, latest)
+        return _merged(latest, load)
 
     def _keep(self, device: str, entry: _Entry) -> None:
         self._entries.pop(device, None)

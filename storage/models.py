@@ -32,7 +32,7 @@ def is_metric(name: str) -> bool:
     return METRIC.fullmatch(name) is not None
 
 
-class Reading(Struct, frozen=True, gc=False):
+class Reading(Struct, frozen=True, gc=False, array_like=True):
     """A stored reading: one row of the log."""
 
     offset: int
@@ -91,7 +91,7 @@ class Client(Struct, frozen=True):
     created_at: int
 
 
-class Revocation(Struct, frozen=True):
+class Revocation(Struct, frozen=True, array_like=True):
     """An end to tokens before their time.
 
     `kind` "token": the one with that jti. `kind` "subject": all of that subject issued at
@@ -179,7 +179,7 @@ class Write:
             listener(result)
 
 
-class Batch(Struct, frozen=True):
+class Batch(Struct, frozen=True, array_like=True):
     """What one transaction added: `first` to `last` without a hole, in log order."""
 
     first: int

@@ -25,6 +25,7 @@ def test_an_empty_environment_gives_the_documented_defaults() -> None:
         data=Path("data"),
         database_url="",
         redis_url="",
+        redis_prefix="tidegate",
         workers=1,
         fast_lane=True,
         jwt_secret="",
