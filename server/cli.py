@@ -12,7 +12,7 @@ from auth.clients import InvalidClient
 from auth.keys import ConfigurationError
 from auth.principal import SCOPES
 from handlers.times import InvalidTime, parse_duration
-from server import admin, replay, serving, settings, worker, workers
+from server import admin, replay, serving, settings, sockets, worker, workers
 from server.engines import open_engine
 from server.identity import mint
 from server.replay_csv import ReplayError
@@ -216,6 +216,7 @@ def _replay(options: argparse.Namespace) -> int:
         device=options.device,
         url=options.url or admin.url(chosen),
         token=token,
+        tls=True if options.url else sockets.trusting(chosen),
         metric=options.metric,
         ts_column=options.ts_column,
         value_columns=tuple(options.value_column),

@@ -36,6 +36,8 @@ FIELDS_MAX = 128
 # gets to see it.
 LINGER = 5.0
 
+# Bytes of answers that a connection keeps before whoever writes has to wait.
+WRITE_MAX = 64 * 1024
 # Seconds between two looks at the connections of a gate that closes.
 DRAIN_EVERY = 0.05
 # Seconds since its last answer, or its beginning, for which a connection is likely to bring a request at any
@@ -209,6 +211,9 @@ class GateProtocol(RequestHandler):
         super().connection_made(transport)
         self._socket = transport
         self._head_until = self._loop.time() + gate.header_timeout
+        if transport.get_extra_info("sslcontext"):
+            # Otherwise uvloop keeps eight times as much as without TLS.
+            transport.set_write_buffer_limits(WRITE_MAX)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """Forget the connection."""

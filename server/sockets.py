@@ -60,6 +60,11 @@ def _bound(family: int, address: tuple[Any, ...], *, shared: bool = False) -> so
 def url(settings: Settings, listening: socket.socket) -> str:
     """How to get to a socket from this machine."""
     host, port = listening.getsockname()[:2]
+    return address(settings, host, port)
+
+
+def address(settings: Settings, host: str, port: int) -> str:
+    """The URL of a gate that listens there."""
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
     scheme = "https" if settings.tls_cert else "http"
     return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
