@@ -28,7 +28,7 @@ class Health:
         self,
         probes: dict[str, Probe],
         closing: Callable[[], bool],
-        render: Callable[[str], tuple[bytes, str]],
+        render: Callable[[str], Awaitable[tuple[bytes, str]]],
         token: str,
         spare: dict[str, Probe] | None = None,
     ) -> None:
@@ -64,8 +64,7 @@ class Health:
             if not hmac.compare_digest(given.encode("utf-8", "replace"), self._token.encode()):
                 raise Problem("token_missing", "expected the token of /metrics", headers=(challenge(),))
         accept = request.head.headers.get("Accept", "")
-        # It takes milliseconds and reads files of the kernel.
-        body, content_type = await asyncio.to_thread(self._render, accept)
+        body, content_type = await self._render(accept)
         return Response(200, body, content_type, _UNCACHED)
 
     def problems(self, request: Request) -> Response:

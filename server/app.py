@@ -39,6 +39,7 @@ from server.protocol import GateServer
 from server.router import Router
 from server.settings import Settings
 from server.shared import Shared
+from server.totals import Family, Merge
 from storage.broker import CacheCleared, Committed, DeviceForgotten, Message, Revoked
 from storage.cache import LatestCache
 from storage.commit import GroupCommit
@@ -47,6 +48,8 @@ from storage.errors import StorageError, Unavailable
 from storage.models import Batch, Revocation
 
 _log = logging.getLogger("tidegate.app")
+
+Together = Callable[[], Awaitable[list[Family]]]
 
 # Seconds a transaction may take before its writers are told that its outcome is unknown.
 COMMIT_DEADLINE = 8.0
@@ -77,10 +80,12 @@ class Gate:
         fail: Callable[[], None],
         ring: KeyRing,
         shared: Shared,
+        together: Together | None,
     ) -> None:
         self._settings = settings
         self._shared = shared
         self._fail = fail
+        self._together = together
         # Set it to have the key files read again.
         self.reload = asyncio.Event()
         self.engine = engine
@@ -178,16 +183,23 @@ class Gate:
     @classmethod
     @asynccontextmanager
     async def open(
-        cls, settings: Settings, log: logs.Logs, fail: Callable[[], None]
+        cls,
+        settings: Settings,
+        log: logs.Logs,
+        fail: Callable[[], None],
+        together: Together | None = None,
     ) -> AsyncIterator["Gate"]:
-        """Build the parts, and close them in reverse. `fail` is called if one of them breaks."""
+        """Build the parts, and close them in reverse. `fail` is called if one of them breaks.
+
+        `together`: gives the figures of all workers, where there are several.
+        """
         async with AsyncExitStack() as stack:
             engine = await open_engine(settings)
             stack.push_async_callback(engine.close)
             session = await stack.enter_async_context(aiohttp.ClientSession())
             ring = await asyncio.to_thread(identity.key_ring, settings)
             shared = await stack.enter_async_context(Shared.open(settings))
-            gate = cls(settings, engine, session, log, fail, ring, shared)
+            gate = cls(settings, engine, session, log, fail, ring, shared, together)
             stack.push_async_callback(gate.verifier.close)
             stack.push_async_callback(gate.cache.close)
             stack.push_async_callback(gate.commit.close)
@@ -279,9 +291,13 @@ class Gate:
                 self.cache.clear()
                 self._shared.broker.publish(CacheCleared())
 
-    def _render(self, accept: str) -> tuple[bytes, str]:
+    async def _render(self, accept: str) -> tuple[bytes, str]:
         # The routes are there before the metrics that count them.
-        return self.metrics.render(accept)
+        metrics, families = self.metrics, None
+        if self._together is not None:
+            families = await self._together()
+        # It takes milliseconds and reads files of the kernel.
+        return await asyncio.to_thread(metrics.render, accept, families)
 
     async def _tick(self) -> None:
         self.encoder.tick(formatdate(usegmt=True))
@@ -360,8 +376,9 @@ class Gate:
         counter("tidegate_writes_failed_total", "Writes that the database failed.", lambda: commit.failed)
         gauge("tidegate_queue_readings", "Readings that wait for a commit.", lambda: commit.queued_readings)
         gauge("tidegate_queue_bytes", "Bytes that wait for a commit.", lambda: commit.queued_bytes)
-        gauge("tidegate_log_head", "Newest offset.", lambda: self.engine.state().head)
-        gauge("tidegate_log_floor", "Newest offset removed by age.", lambda: self.engine.state().floor)
+        log_state, newest = self.engine.state, Merge.MAX
+        gauge("tidegate_log_head", "Newest offset.", lambda: log_state().head, newest)
+        gauge("tidegate_log_floor", "Newest offset removed by age.", lambda: log_state().floor, newest)
         self.metrics.cache("latest", self.cache)
         if (second := self.second) is not None:
             counter("tidegate_cache_shared_hits_total", "Misses that Redis answered.", lambda: second.hits)

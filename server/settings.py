@@ -32,6 +32,15 @@ class SettingsError(Exception):
     """Settings are wrong. One line for each: its variable, what was found, what was expected."""
 
 
+class Supervisor(Struct, frozen=True):
+    """Who wants to be told how the service is (sd_notify): its socket, "" for nobody, and within how many
+    seconds it wants to hear that the process lives, 0 for never.
+    """
+
+    address: str = ""
+    watchdog: float = 0.0
+
+
 class OutsideIssuer(Struct, frozen=True):
     """Whose tokens count beside our own, and where its keys are."""
 
@@ -159,6 +168,12 @@ def _directory(text: str) -> Path | None:
     return Path(text) if text else None
 
 
+def _file(text: str) -> str:
+    if text and not Path(text).is_file():
+        raise ValueError("an existing file")
+    return text
+
+
 def _items(text: str) -> list[str]:
     return [item.strip() for item in text.split(",") if item.strip()]
 
@@ -227,6 +242,12 @@ class Settings(Struct, frozen=True, kw_only=True):
         str, _Row("tidegate", _prefix, "Begins all names in Redis; each gate on one Redis needs its own.")
     ]
     workers: Annotated[int, _Row("1", _WORKERS, "Processes that serve; more than one needs PostgreSQL.")]
+    worker_timeout: Annotated[
+        int, _Row("10s", _WAIT, "Silence after which one of several workers is killed and replaced.")
+    ]
+    cpu_pinning: Annotated[bool, _Row("0", _boolean, "Give each worker a CPU of its own.")]
+    tls_cert: Annotated[str, _Row("", _file, "PEM file of the certificate and its chain; empty: no TLS.")]
+    tls_key: Annotated[str, _Row("", _file, "PEM file of its private key.")]
     fast_lane: Annotated[bool, _Row("1", _boolean, "Answer plain requests by the short way.")]
 
     jwt_secret: Annotated[str, _Secret("", _hmac, "Key of HS256 tokens; empty: made once under the data.")]
@@ -250,7 +271,9 @@ class Settings(Struct, frozen=True, kw_only=True):
     cors_origins: Annotated[Origins, _Row("", _origins, "Origins that browsers may call from; * is any.")]
 
     max_body: Annotated[int, _Row("8MiB", _SIZE, "Largest request body, its content coding undone.")]
-    max_connections: Annotated[int, _Row("10000", _COUNT, "Connections that are open at one time.")]
+    max_connections: Annotated[
+        int, _Row("10000", _COUNT, "Connections of a worker that are open at one time.")
+    ]
     header_timeout: Annotated[int, _Row("10s", _WAIT, "Time a client has to send the head of a request.")]
     body_timeout: Annotated[int, _Row("10s", _WAIT, "Time a client has to send the body of a request.")]
     keepalive_timeout: Annotated[int, _Row("75s", _WAIT, "Time that a connection idles between requests.")]
@@ -284,6 +307,14 @@ _TABLE: dict[str, _Row] = {
 def from_environment() -> Settings:
     """The settings of this process."""
     return load(os.environ)
+
+
+def supervisor() -> Supervisor:
+    """Who supervises this process (sd_notify(3), sd_watchdog_enabled(3))."""
+    watchdog = os.environ.get("WATCHDOG_USEC", "")
+    mine = os.environ.get("WATCHDOG_PID", "") in ("", str(os.getpid()))
+    seconds = int(watchdog) / 1e6 if mine and watchdog.isdecimal() else 0.0
+    return Supervisor(os.environ.get("NOTIFY_SOCKET", ""), seconds)
 
 
 def load(environ: Mapping[str, str]) -> Settings:
@@ -378,6 +409,9 @@ def _contradictions(settings: Settings) -> list[str]:
     wrong = []
     if settings.workers > 1 and not settings.database_url:
         wrong.append(f"{PREFIX}WORKERS is {settings.workers}; expected 1 without {PREFIX}DATABASE_URL")
+    if bool(settings.tls_cert) != bool(settings.tls_key):
+        missing, given = ("CERT", "KEY") if settings.tls_key else ("KEY", "CERT")
+        wrong.append(f"{PREFIX}TLS_{missing} is empty; expected it beside {PREFIX}TLS_{given}")
     if settings.token_ttl > settings.token_ttl_max:
         wrong.append(
             f"{PREFIX}TOKEN_TTL is {settings.token_ttl} s; "

@@ -1,15 +1,24 @@
 """What all tests share: the event loop, the watch over it, a gate."""
 
 import asyncio
+import shutil
+import ssl
+import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from typing import cast
 
 import hypothesis
 import pytest
 import uvloop
 from blockbuster import BlockBuster, blockbuster_ctx
 
-from tests.running import DEFAULTS, Running, run_gate
+from server.settings import load
+from server.sockets import trusting
+from tests.certificates import certificate
+from tests.running import DEFAULTS, TRUST, Running, run_gate
+
+_CERTIFICATE = pytest.StashKey[str]()
 
 pytest_plugins = ("tests.servers.fixtures",)
 
@@ -18,6 +27,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """The options of scripts/test."""
     parser.addoption("--system", action="store_true", help="also what needs installed programs or root")
     parser.addoption("--common-lane", action="store_true", help="run gates without the fast lane")
+    parser.addoption("--tls", action="store_true", help="run gates with TLS")
     parser.addoption("--long", action="store_true", help="full counts of fault and load tests")
 
 
@@ -30,7 +40,18 @@ def pytest_configure(config: pytest.Config) -> None:
     hypothesis.settings.load_profile("tidegate")
     if config.getoption("--common-lane"):
         DEFAULTS["FAST_LANE"] = "0"
+    if config.getoption("--tls"):
+        directory = Path(config.stash.setdefault(_CERTIFICATE, tempfile.mkdtemp(prefix="tidegate-tls-")))
+        DEFAULTS["TLS_CERT"], DEFAULTS["TLS_KEY"] = map(str, certificate(directory))
+        settings = load({f"TIDEGATE_{name}": text for name, text in DEFAULTS.items()})
+        TRUST.append(cast("ssl.SSLContext", trusting(settings)))
     config.addinivalue_line("markers", "system: needs installed programs or root")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Leave nothing behind."""
+    if _CERTIFICATE in config.stash:
+        shutil.rmtree(config.stash[_CERTIFICATE])
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

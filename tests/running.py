@@ -4,9 +4,10 @@ import asyncio
 import json
 import os
 import signal
+import ssl
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from server.app import Gate
 from server.identity import key_ring, token_issuer
 from server.serving import listening
 from server.settings import Settings, load
+from server.sockets import trusting
 
 ROOT = Path(__file__).parent.parent
 ALL_SCOPES = ("readings:write", "readings:read", "devices:write", "devices:read", "admin")
@@ -124,6 +126,20 @@ class Running(Caller):
 DEFAULTS = {"PORT": "0"}
 
 
+# What clients of those gates need: TLS that trusts them.
+TRUST: list[ssl.SSLContext] = []
+
+
+def client_tls() -> ssl.SSLContext | None:
+    """For a client that is no aiohttp session."""
+    return TRUST[0] if TRUST else None
+
+
+async def _client(settings: Settings) -> aiohttp.ClientSession:
+    trust = await asyncio.to_thread(trusting, settings)
+    return aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=trust))
+
+
 def _variables(data: Path, environment: Mapping[str, str]) -> dict[str, str]:
     settings = {"DATA": str(data), **DEFAULTS, **environment}
     return {f"TIDEGATE_{name}": value for name, value in settings.items()}
@@ -132,7 +148,7 @@ def _variables(data: Path, environment: Mapping[str, str]) -> dict[str, str]:
 @asynccontextmanager
 async def run_gate(data: Path, **environment: str) -> AsyncIterator[Running]:
     """A gate in this process on a free port; `environment` as in HOST="..." without the prefix."""
-    settings = load(_variables(data, environment))
+    settings = await asyncio.to_thread(load, _variables(data, environment))
     log_path = data.with_suffix(".log")
     log_file = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     log = await asyncio.to_thread(logs.setup, "info", settings.access_log, log_file)
@@ -141,7 +157,7 @@ async def run_gate(data: Path, **environment: str) -> AsyncIterator[Running]:
         async with (
             Gate.open(settings, log, lambda: broken.append("the group commit broke")) as gate,
             listening(gate, settings) as url,
-            aiohttp.ClientSession() as session,
+            await _client(settings) as session,
         ):
             yield Running(url, settings, session, await _issuer(settings), gate, log_path)
     finally:
@@ -181,33 +197,31 @@ class GateProcess(Caller):
 
 
 @asynccontextmanager
-async def run_process(
-    data: Path, log: Path | None = None, /, **environment: str
-) -> AsyncIterator[GateProcess]:
+async def run_process(data: Path, log: int | None = None, **environment: str) -> AsyncIterator[GateProcess]:
     """A gate as a process on a free port (or the PORT of `environment`), killed at the end if need be.
 
-    `log`: where its log is added to, instead of that of the tests.
+    `log`: the file descriptor for its log.
     """
     variables = _variables(data, environment)
     kept = {name: value for name, value in os.environ.items() if not name.startswith("TIDEGATE_")}
-    with ExitStack() as stack:
-        errors = stack.enter_context(log.open("ab")) if log is not None else None
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            *("-m", "server", "serve"),
-            cwd=ROOT,
-            env={**kept, **variables},
-            stdout=asyncio.subprocess.PIPE,
-            stderr=errors,
-        )
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "server",
+        "serve",
+        cwd=ROOT,
+        env={**kept, **variables},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=log,
+    )
     try:
         assert process.stdout is not None
         async with asyncio.timeout(PATIENCE):
             line = (await process.stdout.readline()).decode()
         assert line.startswith("tidegate listens on "), line
         url = line.removeprefix("tidegate listens on ").partition(",")[0]
-        async with aiohttp.ClientSession() as session:
-            settings = load(variables)
+        settings = await asyncio.to_thread(load, variables)
+        async with await _client(settings) as session:
             yield GateProcess(url, settings, session, await _issuer(settings), process)
     finally:
         if process.returncode is None:

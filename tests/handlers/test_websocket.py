@@ -19,7 +19,7 @@ from storage.errors import Unavailable
 from tests.handlers.sockets import Ended, Socket, connect, values
 from tests.handlers.wire import create_client, expired_token, held_commit, log_in
 from tests.raw import Raw, request, until
-from tests.running import PATIENCE, Running, run_gate
+from tests.running import PATIENCE, Running, client_tls, run_gate
 
 HANDSHAKE = (
     "Connection: Upgrade",
@@ -839,7 +839,7 @@ async def test_the_subprotocol_makes_all_frames_messagepack(gate: Running) -> No
 async def test_the_library_websockets_follows_and_writes(gate: Running) -> None:
     url = gate.url.replace("http", "ws") + "/v1/stream"
     headers = {"Authorization": f"Bearer {gate.token()}"}
-    async with websockets.connect(url, additional_headers=headers) as ws:
+    async with websockets.connect(url, additional_headers=headers, ssl=client_tls()) as ws:
         await ws.send(json.dumps({"type": "subscribe", "id": 1, "match": [">"]}))
         await ws.send(
             json.dumps({"type": "write", "id": 2, "readings": [{"device": "a", "metric": "t", "value": 1}]})
@@ -868,7 +868,7 @@ async def test_the_library_picows_follows(gate: Running) -> None:
 
     url = gate.url.replace("http", "ws") + "/v1/stream"
     headers = {"Authorization": f"Bearer {gate.token()}"}
-    transport, _ = await picows.ws_connect(Listener, url, extra_headers=headers)
+    transport, _ = await picows.ws_connect(Listener, url, extra_headers=headers, ssl_context=client_tls())
     await until(lambda: len(heard) == 2)
     await gate.write("a", *(reading(n) for n in range(100)))
     await until(lambda: len(heard) == 102)

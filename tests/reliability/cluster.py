@@ -68,7 +68,8 @@ class Node:
 
     async def start(self) -> None:
         """Start it; returns when it serves."""
-        gate = run_process(self._home, self.log, **self._environment)
+        log = self._life.enter_context(self.log.open("ab"))
+        gate = run_process(self._home, log.fileno(), **self._environment)
         self._gate = await self._life.enter_async_context(gate)
         self.place.token = self._gate.token(ttl=3600)
         self.place.up.set()
