@@ -116,6 +116,9 @@ class Gate:
             self._requests,
             self._observe_delivery,
             wall_clock,
+            told=_alone,
+            found=self.cache.apply,
+            passed=self.cache.clear,
         )
         self.tokens = TokenHandlers(
             engine,
@@ -209,7 +212,7 @@ class Gate:
     def _publish(self, batch: Batch) -> None:
         """What was committed, before the writers get their answers."""
         self.cache.apply(batch)
-        self.live.hub.publish(batch)
+        self.live.publish(batch)
 
     def _observe_delivery(self, seconds: float) -> None:
         self.metrics.observe_delivery(seconds)
@@ -340,6 +343,11 @@ class Gate:
         counter("tidegate_parse_errors_total", "Requests that are no HTTP.", lambda: server.parse_errors)
         self.live.bind(self.metrics)
         counter("tidegate_log_lines_dropped_total", "Log lines dropped.", lambda: log.dropped)
+
+
+def _alone() -> bool:
+    """Nobody tells of other nodes' commits."""
+    return False
 
 
 def _limiter(name: str, limit: int, burst: int | None = None) -> Limiter | None:
