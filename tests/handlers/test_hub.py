@@ -267,8 +267,12 @@ class Client:
         """Subscribe; over SSE that is the connection."""
         self.record.wishes[wish.id] = wish
         wish.since = since
+        world, state = self.world, self.world.log.state()
+        if self.kind == "sse":
+            # Who asks makes the gate look at what it knows.
+            self.record.journal = world.journals[state.epoch]
         if since is None:
-            wish.start = self.world.hub.head
+            wish.start = world.hub.head if world.hub.epoch == state.epoch else state.head
         else:
             wish.start = 0 if since == "earliest" else int(since.rpartition("-")[2])
         if self.kind == "sse":
