@@ -28,7 +28,7 @@ from handlers.live.filters import Filter
 from handlers.live.follower import Follower
 from handlers.live.handshake import Origins, handshake, is_packed
 from handlers.live.reader import FrameError, FrameReader, close_code
-from handlers.live.recovery import Recoveries
+from handlers.live.recovery import Recoveries, Start
 from handlers.live.socket_writes import SocketWriter
 from handlers.live.streams import LiveStream, Streams
 from handlers.live.subscription import INTERVAL_MAX, Subscription, granted
@@ -44,7 +44,7 @@ from handlers.live.wires import (
 )
 from handlers.problems import Problem
 from handlers.schemas import Written
-from handlers.times import InvalidTime, parse_duration
+from handlers.times import InvalidTime, TimeFormat, parse_duration
 from storage.log import InvalidPosition, parse_position
 from storage.models import is_metric
 from storage.patterns import InvalidPattern, parse_pattern
@@ -91,7 +91,7 @@ class WebSockets:
         self.streams = streams
         self.commands = Commands()
         self.bound = bound
-        self._wires = wires
+        self.wires = wires
         self._write = write
         self._requests = requests
         self._origins = Origins(origins)
@@ -103,7 +103,6 @@ class WebSockets:
         answer = handshake(head)
         packed = is_packed(head)
         style = parameters.time_format(head.query)
-        wire = self._wires.msgpack[style] if packed else self._wires.json[style]
         media = Media.MSGPACK if packed else Media.JSON
         writer = SocketWriter(self._write, self._requests, self._now, request, media)
         refusal = ""
@@ -111,7 +110,7 @@ class WebSockets:
             refusal = "this Origin may not connect"
         elif not head.principal.scopes & (Scope.READINGS_READ | Scope.READINGS_WRITE):
             refusal = "the token lacks the scope readings:read"
-        return WebSocket(self, request, answer, wire, writer, refusal)
+        return WebSocket(self, request, answer, style, writer, refusal, packed=packed)
 
 
 class WebSocket(LiveStream):
@@ -123,29 +122,36 @@ class WebSocket(LiveStream):
         "_held",
         "_leaving",
         "_makers",
+        "_packed",
         "_pinged",
         "_principal",
         "_reader",
         "_refusal",
         "_strikes",
+        "_style",
         "_wire",
         "_writer",
     )
+
+    _wire: JsonFrames | MsgpackFrames
 
     def __init__(
         self,
         makers: WebSockets,
         request: Request,
         answer: Response,
-        wire: JsonFrames | MsgpackFrames,
+        style: TimeFormat,
         writer: SocketWriter,
         refusal: str,
+        *,
+        packed: bool,
     ) -> None:
         principal = request.head.principal
         super().__init__(makers.streams, parameters.bearer(request.head), principal.expires)
         self._makers = makers
         self._answer = answer
-        self._wire = wire
+        self._style = style
+        self._packed = packed
         self._writer = writer
         self._principal = principal
         self._refusal = refusal
@@ -167,6 +173,8 @@ class WebSocket(LiveStream):
     def opened(self, sink: Sink) -> None:
         """See Stream."""
         self.sink = sink
+        wires = self._makers.wires
+        self._wire = (wires.msgpack if self._packed else wires.json)[self._style]
         self.follower = Follower(self._makers.hub, self, sink, self._wire, self._makers.bound)
         self._streams.add(self)
         if self._refusal and not self.ended:
@@ -200,7 +208,7 @@ class WebSocket(LiveStream):
         """Close with a position to resume from."""
         if not self.ended:
             position = self._wire.position(self.follower.position())
-            self.finish(close_frame(code, position))
+            self.finish(close_frame(code, position if self.follower.settled else ""))
 
     def _leave(self, code: int) -> None:
         """Hear no more commands, answer the writes that wait, then close."""
@@ -221,7 +229,7 @@ class WebSocket(LiveStream):
 
     def quiet(self) -> None:
         """See LiveStream."""
-        if self.follower.subscriptions:
+        if self.follower.subscriptions and self.follower.settled:
             self.follower.say(self._wire.moved(self.follower.position()))
 
     def token_ended(self) -> None:
@@ -231,6 +239,10 @@ class WebSocket(LiveStream):
     def going_away(self) -> None:
         """See LiveStream."""
         self._leave(WSCloseCode.GOING_AWAY)
+
+    def log_replaced(self) -> None:
+        """See LiveStream. Writes that wait are not acknowledged: their positions are of another log."""
+        self.end(WSCloseCode.GOING_AWAY)
 
     def too_slow(self) -> None:
         """See Owner."""
@@ -261,7 +273,7 @@ class WebSocket(LiveStream):
             self._command(message)
 
     def _command(self, message: WSMessage) -> None:
-        commands, packed = self._makers.commands, isinstance(self._wire, MsgpackFrames)
+        commands, packed = self._makers.commands, self._packed
         try:
             if packed is not (message.type is WSMsgType.BINARY):
                 raise BadFrame(f"expected {'binary' if packed else 'text'} frames")
@@ -303,18 +315,18 @@ class WebSocket(LiveStream):
             start = recoveries.judge(command.since)
         except InvalidPosition as error:
             raise Problem("invalid", f"since: {error}; or earliest") from error
+        if self.ended:
+            # The log was replaced, and with it everything that was followed.
+            return
         subscription = Subscription(command.id, wish, OVERFLOWS[command.overflow], interval, start.offset)
         follower.add(subscription)
-        fields = {"reason": start.reason} if start.reason else {}
-        self._say(
-            type="subscribed",
-            id=command.id,
-            position=self._wire.position(follower.position()),
-            recovered=start.recovered,
-            **fields,
-        )
         recoveries.run(
-            follower, subscription, start, latest=command.latest, live=lambda: self._live(command.id)
+            follower,
+            subscription,
+            start,
+            latest=command.latest,
+            told=lambda verdict: self._subscribed(command.id, verdict),
+            live=lambda: self._live(command.id),
         )
 
     def _filter(self, command: Subscribe) -> Filter:
@@ -328,6 +340,16 @@ class WebSocket(LiveStream):
         return granted(match, self._principal.grants.patterns, command.metrics)
 
     # -- messages go ---------------------------------------------------------------------------
+
+    def _subscribed(self, id: SubscriptionId, start: Start) -> None:
+        fields = {"reason": start.reason} if start.reason else {}
+        self._say(
+            type="subscribed",
+            id=id,
+            position=self._wire.position(self.follower.position()),
+            recovered=start.recovered,
+            **fields,
+        )
 
     def _live(self, id: SubscriptionId) -> None:
         self._say(type="live", id=id, position=self._wire.position(self.follower.position()))

@@ -133,6 +133,9 @@ class Gate:
             self._requests,
             self._observe_delivery,
             wall_clock,
+            told=lambda: shared.told,
+            found=self.cache.apply,
+            passed=self.cache.clear,
         )
         self.tokens = TokenHandlers(
             engine,
@@ -237,8 +240,8 @@ class Gate:
     def _publish(self, batch: Batch) -> None:
         """What was committed, before the writers get their answers."""
         self.cache.apply(batch)
-        self.live.hub.publish(batch)
-        self._shared.broker.publish(Committed(self.engine.state().epoch, batch))
+        self.live.publish(batch)
+        self._shared.broker.publish(Committed(batch.epoch or self.engine.state().epoch, batch))
 
     def receive(self, message: Message) -> None:
         """What another process has done."""
@@ -246,7 +249,7 @@ class Gate:
             case Committed(epoch, batch):
                 if epoch == self.engine.state().epoch:
                     self.cache.apply(batch)
-                    self.live.hub.publish(batch)
+                self.live.receive(batch, epoch)
             case Revoked(revocation):
                 self.revocations.learn(revocation)
             case DeviceForgotten(device, offset):

@@ -180,11 +180,15 @@ class Write:
 
 
 class Batch(Struct, frozen=True, array_like=True):
-    """What one transaction added: `first` to `last` without a hole, in log order."""
+    """What one transaction added: `first` to `last` without a hole, in log order.
+
+    `epoch`: that of the log that it was added to; "" where a log keeps its epoch as long as the gate runs.
+    """
 
     first: int
     last: int
     readings: list[Reading]
+    epoch: str = ""
 
 
 class Appended(Struct, frozen=True):

@@ -210,6 +210,11 @@ class Follower:
 
     # -- the position --------------------------------------------------------------------------
 
+    @property
+    def settled(self) -> bool:
+        """Whether a position may be shown: before the verdict, the client's own may be the better one."""
+        return all(one.settled for one in self.subscriptions.values())
+
     def position(self, until: int | None = None) -> int:
         """Where to resume from for who has got everything up to `until` (the head) that is not held back."""
         offset = self._hub.head if until is None else until

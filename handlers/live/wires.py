@@ -256,9 +256,14 @@ class Wires:
     """All wires of a process: by form, and by how they write times."""
 
     def __init__(self, epoch: str) -> None:
+        self._numbers = count()
+        self.renew(epoch)
+
+    def renew(self, epoch: str) -> None:
+        """From here on positions are of another log; who has a wire keeps it as it is."""
         # In the order of TimeFormat.
         json: tuple[Stamp, ...] = (to_datetime, to_ms, to_us)
-        numbers = count()
+        numbers = self._numbers
         self.json = [JsonFrames(next(numbers), epoch, stamp) for stamp in json]
         self.events = [Events(next(numbers), epoch, stamp) for stamp in json]
         # MessagePack would make a timestamp extension of a datetime.
