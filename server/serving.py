@@ -175,13 +175,20 @@ async def announce(settings: Settings, url: str, out: TextIO) -> Path:
 
 def _leave_word(settings: Settings, url: str) -> Path:
     path = settings.data / URL_FILE
-    path.write_text(url + "\n", "ascii")
+    try:
+        # Nobody else has made it where the database is elsewhere and the keys are given.
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(url + "\n", "ascii")
+    except OSError as error:
+        # A file system to read only is no reason not to serve.
+        _log.warning("the command line will not find the gate", extra={"error": str(error)})
     return path
 
 
 def _welcome(settings: Settings, url: str) -> str:
     """Where it listens and, if nobody but this machine gets there, how to try it."""
-    lines = [f"tidegate listens on {url}, its data is in {settings.data.resolve()}"]
+    place = "PostgreSQL" if settings.database_url else settings.data.resolve()
+    lines = [f"tidegate listens on {url}, its data is in {place}"]
     seconds = min(DEMO_SECONDS, settings.token_ttl_max)
     if sockets.is_private(settings.host):
         token = identity.mint(settings, "demo", ["readings:write", "readings:read"], ["demo.>"], seconds)
