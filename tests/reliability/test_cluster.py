@@ -34,7 +34,7 @@ class Scale(Struct, frozen=True):
     pause: float
 
 
-SHORT = Scale(devices=20, readings=4_000, faults=9, followers=12, pause=0.3)
+SHORT = Scale(devices=10, readings=2_000, faults=9, followers=12, pause=0.3)
 LONG = Scale(devices=50, readings=200_000, faults=40, followers=24, pause=1.0)
 
 
