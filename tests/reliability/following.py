@@ -371,7 +371,8 @@ class Follower:
         """Follow, lose the connection, come back."""
         trace, chance = self.trace, self._chance
         while not place.over:
-            async with asyncio.timeout(PATIENCE):
+            # A gate of several workers takes its time to start on a busy machine.
+            async with asyncio.timeout(3 * PATIENCE):
                 await place.up.wait()
             with contextlib.suppress(ConnectionError):
                 self._connection = await connect(place, self.wire, trace)
