@@ -1,4 +1,4 @@
-"""Promises 3 and 4 where a server is lost for good: the log goes on, or everybody is told that it does not."""
+"""Promises 3 and 4 where a server is lost for good: the log goes on, or everybody is told that it cannot."""
 
 import asyncio
 import signal
