@@ -3,11 +3,12 @@
 import asyncio
 import functools
 import logging
+import time
 from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
-from storage.errors import Overloaded, Unavailable
+from storage.errors import Overloaded, Timeout, Unavailable
 from storage.postgres import cancelling
 from storage.postgres.connection import Connection, Rows
 from storage.postgres.dialing import Dialer, Limits, Line
@@ -116,12 +117,15 @@ class Pool:
         were busy for so long; Timeout if it may have happened or not; the others say what is wrong with it.
         """
         timeout = self._deadline if deadline is None else deadline
+        if timeout <= 0:
+            raise Timeout("the deadline has passed; nothing was sent")
         if self._free:
             connection = self._free.pop()
         else:
             started = self._loop.time()
             connection = await self._acquire(timeout)
-            timeout -= self._loop.time() - started
+            # At its very end there may be nothing left.
+            timeout = max(0.001, timeout - (self._loop.time() - started))
         try:
             return await connection.fetch(sql, args, timeout)
         finally:
@@ -205,7 +209,7 @@ class Pool:
         if running:
             # Its place stays taken until then: a storm of cancelled callers must not pile up sessions.
             self._ending += 1
-            work = functools.partial(_cancel, connection)
+            work = functools.partial(_cancel, connection, time.monotonic() + _CANCEL)
             self._cancelling.submit(work, _nothing).add_done_callback(self._cancelled)
         else:
             connection.raw.close()
@@ -250,10 +254,10 @@ class Pool:
                 pause = 0.0
 
 
-def _cancel(connection: Connection) -> bool:
+def _cancel(connection: Connection, end: float) -> bool:
     raw: Any = connection.raw
     try:
-        return cancelling.cancel(raw, _CANCEL)
+        return cancelling.cancel(raw, end)
     finally:
         raw.close()
 

@@ -4,6 +4,7 @@ When one of the tests of aiopg itself fails, it may have been repaired there: th
 """
 
 import asyncio
+import re
 import sys
 import time
 from asyncio.subprocess import DEVNULL, PIPE
@@ -15,7 +16,7 @@ import pytest
 
 from storage.errors import Timeout, Unavailable
 from storage.postgres.pool import Pool
-from tests.running import PATIENCE
+from tests.running import PATIENCE, ROOT
 from tests.servers.postgres import PostgresServer, postgres
 from tests.storage.postgres.watching import none_runs, sessions, until
 
@@ -206,4 +207,11 @@ async def test_what_aiopg_offers_besides_works_on_our_connection(pool: Pool) -> 
         assert [row async for row in cursor] == [(1,), (2,), (3,)]
         with pytest.raises(Timeout):
             await cursor.execute("SELECT pg_sleep(30)", timeout=0.1)
-    assert connection.closed
+    assert not connection.usable
+
+
+def test_nothing_of_psycopg2_extras_is_used() -> None:
+    """Its execute_values corrupts an asynchronous connection instead of failing."""
+    texts = {path: path.read_text() for path in (ROOT / "storage").rglob("*.py")}
+    assert texts
+    assert [path for path, text in texts.items() if re.search(r"psycopg2\.extras|import extras", text)] == []
