@@ -1,1 +1,1 @@
-"""PostgreSQL: the log that many processes share."""
+"""PostgreSQL as the storage of many processes and nodes."""
