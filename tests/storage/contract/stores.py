@@ -86,10 +86,8 @@ class Store(ABC):
 
     async def series(self) -> set[tuple[str, str]]:
         """Those that are known."""
-        return {
-            (device, metric)
-            for device, metric in await self.ask(f"SELECT device, metric FROM {self.prefix}series")
-        }
+        rows = await self.ask(f"SELECT device, metric FROM {self.prefix}series")
+        return {(device, metric) for device, metric in rows}
 
     async def count(self, table: str, where: str = "true") -> int:
         """Rows of a table, visible or not."""
