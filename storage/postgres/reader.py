@@ -12,13 +12,9 @@ from storage.postgres.names import Name, Names
 from storage.postgres.pool import Pool
 from storage.postgres.values import INTEGER, decode_value, labels, numbers, texts
 
-# Both bounds, because only then BRIN can say which pages need not be read.
 _LOG = (
-    "SELECT h.floor, h.generation, r.log_offset, r.series, r.ts, r.num, r.kind, r.txt "
-    "FROM tidegate.head h LEFT JOIN LATERAL ("
-    "SELECT log_offset, series, ts, num, kind, txt FROM tidegate.readings "
-    "WHERE log_offset > %s AND log_offset <= %s ORDER BY log_offset LIMIT %s"
-    ") r ON true WHERE h.id = 1 ORDER BY r.log_offset"
+    "SELECT h.floor, h.generation, r.* FROM tidegate.head h "
+    "LEFT JOIN LATERAL tidegate.read_log(%s, %s, %s) r ON true WHERE h.id = 1 ORDER BY r.log_offset"
 )
 _NAMES = "SELECT id, device, metric FROM tidegate.series WHERE id = ANY (%s::integer[])"
 # A device without series, or without readings in the range, is a row of NULLs; an unknown one is none.
