@@ -16,7 +16,7 @@ from blockbuster import BlockBuster, blockbuster_ctx
 from server.settings import load
 from server.sockets import trusting
 from tests.certificates import certificate
-from tests.running import DEFAULTS, TRUST, Running, run_gate
+from tests.running import DEFAULTS, TRUST, Running, drop_databases, run_gate
 
 _CERTIFICATE = pytest.StashKey[str]()
 
@@ -28,6 +28,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--system", action="store_true", help="also what needs installed programs or root")
     parser.addoption("--common-lane", action="store_true", help="run gates without the fast lane")
     parser.addoption("--tls", action="store_true", help="run gates with TLS")
+    parser.addoption("--postgres", action="store_true", help="run gates on PostgreSQL")
+    parser.addoption("--pgbouncer", action="store_true", help="run gates on PostgreSQL through pgbouncer")
     parser.addoption("--long", action="store_true", help="full counts of fault and load tests")
 
 
@@ -73,6 +75,21 @@ def blockbuster() -> Iterator[BlockBuster]:
     """Promise: nothing blocks the event loop. A call that would raises BlockingError."""
     with blockbuster_ctx(["server", "handlers", "auth", "storage"]) as watch:
         yield watch
+
+
+@pytest.fixture(scope="session", autouse=True)
+def database_of_gates(request: pytest.FixtureRequest) -> None:
+    """The server that the command line asks for; each gate gets a database of its own there."""
+    for option in ("postgres", "pgbouncer"):
+        if request.config.getoption(f"--{option}"):
+            DEFAULTS["DATABASE_URL"] = request.getfixturevalue(f"{option}_server").database_url("{}")
+
+
+@pytest.fixture(autouse=True)
+def databases_dropped(database_of_gates: None) -> Iterator[None]:
+    """What the gates of a test have stored is gone after it."""
+    yield
+    drop_databases()
 
 
 @pytest.fixture

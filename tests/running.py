@@ -1,6 +1,8 @@
 """A gate to test against: in this process (its event loop is watched) or as a process of its own."""
 
 import asyncio
+import contextlib
+import hashlib
 import json
 import os
 import signal
@@ -12,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import psycopg2
 
 from auth.tokens import TokenIssuer
 from server import logs
@@ -122,8 +125,11 @@ class Running(Caller):
         return self._log.read_text()
 
 
-# What a test does not set itself; conftest adds what the command line asks for.
+# What a test does not set itself; conftest adds what the command line asks for. In a DATABASE_URL {} is
+# the name of a database that is made for the data directory.
 DEFAULTS = {"PORT": "0"}
+# The URLs of those that were made.
+DATABASES: set[str] = set()
 
 
 # What clients of those gates need: TLS that trusts them.
@@ -142,13 +148,34 @@ async def _client(settings: Settings) -> aiohttp.ClientSession:
 
 def _variables(data: Path, environment: Mapping[str, str]) -> dict[str, str]:
     settings = {"DATA": str(data), **DEFAULTS, **environment}
+    if "{}" in settings.get("DATABASE_URL", ""):
+        name = f"gate_{hashlib.sha256(str(data.resolve()).encode()).hexdigest()[:16]}"
+        template, settings["DATABASE_URL"] = settings["DATABASE_URL"], settings["DATABASE_URL"].format(name)
+        if settings["DATABASE_URL"] not in DATABASES:
+            administrate(template.format("postgres"), f"CREATE DATABASE {name}")
+            DATABASES.add(settings["DATABASE_URL"])
     return {f"TIDEGATE_{name}": value for name, value in settings.items()}
+
+
+def administrate(url: str, statement: str) -> None:
+    """Run a statement that stands in no transaction."""
+    with contextlib.closing(psycopg2.connect(url)) as connection:
+        connection.autocommit = True
+        with connection.cursor() as cursor:
+            cursor.execute(statement)
+
+
+def drop_databases() -> None:
+    """Remove the databases that gates have used."""
+    while DATABASES:
+        server, _, name = DATABASES.pop().rpartition("/")
+        administrate(f"{server}/postgres", f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
 
 
 @asynccontextmanager
 async def run_gate(data: Path, **environment: str) -> AsyncIterator[Running]:
     """A gate in this process on a free port; `environment` as in HOST="..." without the prefix."""
-    settings = await asyncio.to_thread(load, _variables(data, environment))
+    settings = await asyncio.to_thread(lambda: load(_variables(data, environment)))
     log_path = data.with_suffix(".log")
     log_file = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     log = await asyncio.to_thread(logs.setup, "info", settings.access_log, log_file)
@@ -197,12 +224,14 @@ class GateProcess(Caller):
 
 
 @asynccontextmanager
-async def run_process(data: Path, log: int | None = None, **environment: str) -> AsyncIterator[GateProcess]:
+async def run_process(
+    data: Path, log: int | None = None, /, **environment: str
+) -> AsyncIterator[GateProcess]:
     """A gate as a process on a free port (or the PORT of `environment`), killed at the end if need be.
 
     `log`: the file descriptor for its log.
     """
-    variables = _variables(data, environment)
+    variables = await asyncio.to_thread(_variables, data, environment)
     kept = {name: value for name, value in os.environ.items() if not name.startswith("TIDEGATE_")}
     process = await asyncio.create_subprocess_exec(
         sys.executable,

@@ -21,6 +21,8 @@ _FIRST = 946_684_800_000_000
 AHEAD = 2
 # More are not made by themselves: each costs every plan a little.
 PARTITIONS_MAX = 400
+# So many times of a commit are looked at.
+_SAMPLES = 64
 # Periods that wait for a partition: what is noted beyond will be noted again.
 WANTED_MAX = 16
 
@@ -66,12 +68,14 @@ class Partitions:
 
     def note(self, times: list[int]) -> None:
         """Readings of these times were written."""
-        for ts in (min(times), max(times)):
-            if ts in self._usual or ts >= self._usual.stop or len(self._wanted) >= WANTED_MAX:
-                continue
-            if ts >= _FIRST and not any(ts in span for span in self._known):
+        usual = self._usual
+        if min(times) in usual and max(times) in usual:
+            return
+        for ts in times[:: 1 + len(times) // _SAMPLES]:
+            if _FIRST <= ts < usual.stop and ts not in usual and not any(ts in span for span in self._known):
                 wanted = period(ts, daily=self._daily)
-                self._wanted[wanted.name] = wanted
+                if len(self._wanted) < WANTED_MAX:
+                    self._wanted[wanted.name] = wanted
 
     async def make(self) -> None:
         """Make those that are missing: StorageError."""

@@ -6,19 +6,15 @@ from typing import Any
 
 from storage.errors import NotFound, Timeout
 from storage.log import LogPage, Range, RangePage
-from storage.models import FUNCTIONS, Bucket, Client, Device, Latest, Reading, Revocation, Sample
+from storage.models import Bucket, Client, Device, Latest, Reading, Revocation, Sample
 from storage.patterns import Selection
 from storage.postgres.names import Name, Names
 from storage.postgres.pool import Pool
 from storage.postgres.values import INTEGER, decode_value, labels, numbers, texts
 
-# Both bounds, because only then BRIN can say which pages need not be read.
 _LOG = (
-    "SELECT h.floor, h.generation, r.log_offset, r.series, r.ts, r.num, r.kind, r.txt "
-    "FROM tidegate.head h LEFT JOIN LATERAL ("
-    "SELECT log_offset, series, ts, num, kind, txt FROM tidegate.readings "
-    "WHERE log_offset > %s AND log_offset <= %s ORDER BY log_offset LIMIT %s"
-    ") r ON true WHERE h.id = 1 ORDER BY r.log_offset"
+    "SELECT h.floor, h.generation, r.* FROM tidegate.head h "
+    "LEFT JOIN LATERAL tidegate.read_log(%s, %s, %s) r ON true WHERE h.id = 1 ORDER BY r.log_offset"
 )
 _NAMES = "SELECT id, device, metric FROM tidegate.series WHERE id = ANY (%s::integer[])"
 # A device without series, or without readings in the range, is a row of NULLs; an unknown one is none.
@@ -104,7 +100,7 @@ class Reader:
             floor = rows[0][0]
             names = await self._named(rows, end)
             found = 0 if rows[0][2] is None else len(rows)
-            for _, _, place, series, ts, num, kind, txt in rows[: found]:
+            for _, _, place, series, ts, num, kind, txt in rows[:found]:
                 name = names[series]
                 # What was deleted and not swept yet has no series any more.
                 if name is not None and selection.takes(*name):
@@ -236,19 +232,16 @@ class Reader:
                     break
         return found
 
-    async def _ids(
-        self, selection: Selection, after: str, limit: int, end: float
-    ) -> AsyncIterator[str]:
+    async def _ids(self, selection: Selection, after: str, limit: int, end: float) -> AsyncIterator[str]:
         """Device ids that may be selected, in order."""
         size = limit
         for prefix in selection.prefixes():
-            last, rows = after, [()]
-            while rows:
+            last, more = after, True
+            while more:
                 rows = await self._fetch(_IDS, (last, prefix, prefix + "\U0010ffff", size), end)
                 for (last,) in rows:
                     yield last
-                if len(rows) < size:
-                    break
+                more = len(rows) == size
                 size = max(size, _IDS_PAGE)
 
     async def client(self, id: str) -> Client | None:
@@ -279,15 +272,16 @@ def _not_found(device: str) -> NotFound:
 
 
 def _bucket(row: tuple[Any, ...], functions: tuple[str, ...]) -> Bucket:
-    metric, ts, average, total, count, low, low_kind, high, high_kind, first, first_kind, last, last_kind = row
+    metric, ts, average, total, count, *found = row
+    least, greatest, first, last = map(_number, found[::2], found[1::2])
     figures = {
         "avg": average,
-        "min": _number(low, low_kind),
-        "max": _number(high, high_kind),
+        "min": least,
+        "max": greatest,
         "count": count,
         "sum": total,
-        "first": _number(first, first_kind),
-        "last": _number(last, last_kind),
+        "first": first,
+        "last": last,
     }
     return Bucket(ts, metric, {name: figures[name] for name in functions})
 

@@ -24,8 +24,7 @@ _REMOVE_CLIENT = (
     f"SELECT %s, %s, %s, %s FROM gone {_KEEP_LATER}"
 )
 _REVOKE = (
-    "INSERT INTO tidegate.revocations AS r (kind, id, cutoff, expires) "
-    f"VALUES (%s, %s, %s, %s) {_KEEP_LATER}"
+    f"INSERT INTO tidegate.revocations AS r (kind, id, cutoff, expires) VALUES (%s, %s, %s, %s) {_KEEP_LATER}"
 )
 
 

@@ -28,9 +28,7 @@ _APPEND_EXACTLY = (
     "%s::integer[], %s::bigint[], %s::boolean[], %s::text[], %s::text[], %s::text[])"
 )
 _SETTLE = "SELECT * FROM tidegate.settle(%s, %s, %s, %s, %s)"
-_TIMES = (
-    "SELECT ts FROM tidegate.readings WHERE log_offset >= %s AND log_offset <= %s ORDER BY log_offset"
-)
+_TIMES = "SELECT ts FROM tidegate.read_log(%s, %s, %s) ORDER BY log_offset"
 
 # Seconds in which a commit is answered. Then its writers are told that nobody knows, and `settle` asks.
 DEADLINE = 1.8
@@ -186,7 +184,7 @@ class Writer:
         faults = [_fault(write) for write in writes]
         rest = [write for write, fault in zip(writes, faults, strict=True) if fault is None]
         if not rest:
-            return Appended(list(faults))
+            return Appended([fault for fault in faults if fault is not None])
         try:
             appended = await self._append(rest, exactly=True)
         except errors.StorageError as error:
@@ -207,7 +205,8 @@ class Writer:
             if answer is not None:
                 told = self._told(self._unsettled, _answers.decode(answer))
             else:
-                times = [ts for (ts,) in await self._pool.fetch(_TIMES, (first, last), deadline)]
+                place = first - 1, last, last - first + 1
+                times = [ts for (ts,) in await self._pool.fetch(_TIMES, place, deadline)]
                 told = self._stored(self._unsettled, first - 1, times)
         self._number, self._unsettled = number, None
         self._names.follow(generation)

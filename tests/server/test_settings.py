@@ -24,6 +24,8 @@ def test_an_empty_environment_gives_the_documented_defaults() -> None:
         port=8080,
         data=Path("data"),
         database_url="",
+        database_synchronous=False,
+        database_partitions="month",
         redis_url="",
         redis_prefix="tidegate",
         workers=1,

@@ -1,3 +1,16 @@
+-- At most `most` rows of the log with low < log_offset <= high, in order. Both bounds, because only then
+-- BRIN can say which pages need not be read; and whatever the planner thinks of a table without statistics.
+CREATE FUNCTION tidegate.read_log(low bigint, high bigint, most integer)
+RETURNS TABLE (
+    log_offset bigint, series integer, ts bigint, num double precision, kind smallint, txt text
+) LANGUAGE plpgsql STABLE SET enable_seqscan = off AS $$
+BEGIN
+    RETURN QUERY
+    SELECT r.log_offset, r.series, r.ts, r.num, r.kind, r.txt FROM tidegate.readings r
+    WHERE r.log_offset > low AND r.log_offset <= high ORDER BY r.log_offset LIMIT most;
+END
+$$;
+
 -- Figures of the numbers of one series, bucket by bucket, at most `most` of them: from one bucket that has
 -- numbers to the next, so that empty stretches cost one look-up. The kinds say what is an integer.
 CREATE FUNCTION tidegate.buckets(sid integer, low bigint, high bigint, every bigint, most integer)

@@ -104,7 +104,7 @@ $$;
 
 -- The highest offset of a partition, 0 if it is empty. By halves: each question is one that BRIN answers.
 CREATE FUNCTION tidegate.highest_offset(named text)
-RETURNS bigint LANGUAGE plpgsql AS $$
+RETURNS bigint LANGUAGE plpgsql SET enable_seqscan = off AS $$
 DECLARE
     low   bigint := 0;
     high  bigint;

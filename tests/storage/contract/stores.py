@@ -86,11 +86,12 @@ class Store(ABC):
 
     async def series(self) -> set[tuple[str, str]]:
         """Those that are known."""
-        return set(await self.ask(f"SELECT device, metric FROM {self.prefix}series"))  # type: ignore[arg-type]
+        rows = await self.ask(f"SELECT device, metric FROM {self.prefix}series")
+        return {(device, metric) for device, metric in rows}
 
     async def count(self, table: str, where: str = "true") -> int:
         """Rows of a table, visible or not."""
-        found = await self.ask(f"SELECT count(*) FROM {self.prefix}{table} WHERE {where}")  # noqa: S608
+        found = await self.ask(f"SELECT count(*) FROM {self.prefix}{table} WHERE {where}")
         number: int = found[0][0]
         return number
 
@@ -181,7 +182,8 @@ class PostgresStore(Store):
         """Forget all; while no engine is open."""
         await self.ask(
             "TRUNCATE tidegate.readings, tidegate.series, tidegate.doomed, tidegate.devices, "
-            "tidegate.writers, tidegate.idempotency, tidegate.clients, tidegate.revocations RESTART IDENTITY; "
+            "tidegate.writers, tidegate.idempotency, tidegate.clients, tidegate.revocations "
+            "RESTART IDENTITY; "
             "UPDATE tidegate.head SET head = 0, floor = 0, generation = 0"
         )
 

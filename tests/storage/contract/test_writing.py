@@ -65,7 +65,9 @@ async def test_given_times_of_a_series_only_grow_even_if_the_clock_steps_back(
 
 
 async def test_many_readings_without_a_time_get_one_microsecond_each(store: Store) -> None:
-    writes = [write(("d", "m", None, n), ("d", "n", None, n), ("d", "m", None, n), received=50) for n in range(5)]
+    writes = [
+        write(("d", "m", None, n), ("d", "n", None, n), ("d", "m", None, n), received=50) for n in range(5)
+    ]
     assert [r.ts for r in await store.stored(*writes) if r.metric == "m"] == list(range(50, 60))
     # The next one is received before the last of those: it follows them all the same.
     assert [r.ts for r in await store.stored(write(("d", "m", None, 1), received=55))] == [60]
