@@ -23,7 +23,9 @@ from tests.storage.redis.conftest import Connect, until, watched
 async def test_fills_add_up_and_drain_by_the_clock_of_redis(connect: Connect, redis_url: str) -> None:
     one, two = [RedisCounters(await connect(redis_url), "t") for _ in range(2)]
     assert await one.settle([Spent("requests", "a", 2.5)]) == pytest.approx([2.5], abs=0.001)
-    fills = await two.settle([Spent("requests", "a", 1.0), Spent("points", "a", 7.0), Spent("requests", "b", 0.0)])
+    fills = await two.settle(
+        [Spent("requests", "a", 1.0), Spent("points", "a", 7.0), Spent("requests", "b", 0.0)]
+    )
     assert fills == pytest.approx([3.5, 7.0, 0.0], abs=0.2)
     before = asyncio.get_running_loop().time()
     await asyncio.sleep(0.2)
@@ -226,14 +228,14 @@ async def test_with_redis_away_each_admits_its_share_and_all_together_again_when
 
 
 async def test_a_part_of_a_cluster_is_not_enough_to_share_limits(tmp_path: Path) -> None:
-    async with redis_cluster(tmp_path) as cluster:
-        async with processes(cluster.url, Policy("requests", 600), 2) as found:
-            await cluster.nodes[2].kill()
-            await found.healthy(healthy=False)
-            assert found.take(0)
-            await cluster.nodes[2].start()
-            await cluster.settled()
-            await found.healthy(healthy=True)
+    policy = Policy("requests", 600)
+    async with redis_cluster(tmp_path) as cluster, processes(cluster.url, policy, 2) as found:
+        await cluster.nodes[2].kill()
+        await found.healthy(healthy=False)
+        assert found.take(0)
+        await cluster.nodes[2].start()
+        await cluster.settled()
+        await found.healthy(healthy=True)
 
 
 async def test_what_cannot_be_settled_says_so(tmp_path: Path, connect: Connect) -> None:
