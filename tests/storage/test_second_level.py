@@ -178,6 +178,22 @@ async def test_after_missed_commits_only_what_is_loaded_since_is_used() -> None:
     assert two.loads == 1
 
 
+async def test_what_was_loaded_without_having_been_heard_of_is_known_too() -> None:
+    shelf, database, (one, _) = house()
+    told(database.commit("a"), one)
+    await one.latest("a")
+    old = shelf.kept["a"]
+    # Another process commits, and its message is late.
+    database.commit("a")
+    await one.latest("b")
+    shelf.kept.clear()
+    assert (await one.latest("a")).offset == 2
+    # Somebody slow puts back what he had loaded before.
+    await one.latest("b")
+    shelf.kept["a"] = old
+    assert (await one.latest("a")).offset == 2
+
+
 def test_devices_beyond_the_bound_are_forgotten_and_older_values_with_them() -> None:
     heard = Heard(0, 10)
     for offset in range(1, 1001):
