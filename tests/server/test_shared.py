@@ -68,7 +68,7 @@ async def test_a_token_revoked_at_one_is_refused_at_the_other_at_once(tmp_path: 
 
 async def test_failed_logins_count_over_both(tmp_path: Path, redis_url: str) -> None:
     async with gates(tmp_path, redis_url, LOGIN_LIMIT="4") as (one, two):
-        statuses = []
+        statuses, failed = [], [0, 0]
         for number in range(14):
             gate = (one, two)[number % 2]
             answer = await gate.post(
@@ -78,6 +78,9 @@ async def test_failed_logins_count_over_both(tmp_path: Path, redis_url: str) -> 
                 token="",
             )
             statuses.append(answer.status)
+            failed[number % 2] += answer.status == 401
+            settlement = gate.gate._shared._settlement
+            await until(lambda: settlement and settlement.settled >= failed[number % 2], "settled")
         assert set(statuses) == {401, 429}
         # Four, and what each may not have heard of.
         assert statuses.count(401) <= 4 + 2
