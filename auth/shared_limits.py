@@ -110,7 +110,9 @@ class SharedLimiter(Limiter):
         self.depth = policy.depth + self._tolerance
         lease = -(-2 * policy.burst // processes) * policy.interval
         self._lease = lease + self._tolerance if processes > 1 else math.inf
-        self._threshold = max(policy.interval, lease / 4) - self._tolerance
+        # What is charged is rare, and the others should know at once.
+        share = 0.0 if self._most else lease / 4
+        self._threshold = max(policy.interval, share) - self._tolerance
         self._shared = True
 
     def part(self, processes: int) -> None:

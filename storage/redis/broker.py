@@ -67,8 +67,13 @@ class RedisBroker:
     async def open(
         cls, client: RedisClient, channel: bytes, receive: Callable[[Message], None], patience: float = 2.0
     ) -> "RedisBroker":
-        """A broker that listens, or will as soon as it can; `patience`: seconds to wait for that."""
+        """A broker that listens, or will as soon as it can.
+
+        `patience`: seconds to wait for that, if Redis is there.
+        """
         broker = cls(client, channel, receive)
+        if not client.healthy:
+            return broker
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(patience):
                 await broker._subscription.listening.wait()

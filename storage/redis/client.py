@@ -1,6 +1,7 @@
 """Connections to all servers that hold the gate's keys, kept and found again."""
 
 import asyncio
+import contextlib
 import logging
 import random
 from collections.abc import Callable
@@ -33,6 +34,7 @@ class RedisClient:
         self._single: Connection | None = None
         self._away = asyncio.Event()
         self._away.set()
+        self._tried = asyncio.Event()
         self._watchers: list[Callable[[], None]] = []
         self._closed = False
         self.reconnects = 0
@@ -42,18 +44,13 @@ class RedisClient:
     async def open(cls, url: RedisUrl, name: str, patience: float = 2.0) -> "RedisClient":
         """A client; `name`: of its connections. Redis may be away, then it is looked for from now on.
 
-        `patience`: seconds to wait for it. OSError: the files of TLS cannot be read.
+        `patience`: seconds to wait for the first attempt. OSError: the files of TLS cannot be read.
         """
         tls = await asyncio.to_thread(url.context)
         client = cls(url, Access(url.username, url.password, url.db, tls, name))
-        ready = asyncio.Event()
-        client.watch(ready.set)
-        try:
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(patience):
-                await ready.wait()
-        except TimeoutError:
-            _log.warning("Redis is not there yet")
-        client.unwatch(ready.set)
+                await client._tried.wait()
         return client
 
     def watch(self, changed: Callable[[], None]) -> None:
@@ -133,6 +130,7 @@ class RedisClient:
                 if told:
                     _log.info("Redis is back")
                 told, pause = False, PAUSE_MIN
+            self._tried.set()
             # Not all nodes at once, and no storm of questions while a cluster moves slots.
             await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311
             pause = min(2 * pause, PAUSE_MAX)

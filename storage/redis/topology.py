@@ -3,7 +3,7 @@
 import contextlib
 import ssl
 from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 from msgspec import Struct
@@ -52,7 +52,7 @@ async def discover(url: RedisUrl, tls: ssl.SSLContext | None, known: Iterable[Ad
 
 
 async def _ask(url: RedisUrl, tls: ssl.SSLContext | None, address: Address) -> Topology:
-    async with _client(address, _options(url, tls)) as client:
+    async with _client(address, url.username, url.password, tls) as client:
         if url.kind is Kind.SERVER:
             # A plain URL may lead to a node of a cluster. Who may not ask is told nothing of one.
             with contextlib.suppress(NoPermissionError):
@@ -82,37 +82,47 @@ def _cluster(rows: list[list[Any]], asked: Address) -> Topology:
 
 
 async def _master(url: RedisUrl, tls: ssl.SSLContext | None) -> Address:
-    options = {"socket_timeout": PATIENCE, "socket_connect_timeout": PATIENCE, "retry": Retry(NoBackoff(), 0)}
-    options |= {"password": url.sentinel_password or None} | _tls(url, tls)
-    sentinel = aioredis.Sentinel(url.addresses, sentinel_kwargs=options)  # type: ignore[no-untyped-call]
-    try:
-        host, port = await sentinel.discover_master(url.service)
-    except (RedisError, OSError) as error:
-        raise Unavailable(f"the sentinels name no master: {error}") from error
-    finally:
-        for client in sentinel.sentinels:
-            await client.aclose()
+    sentinel = aioredis.Sentinel(())  # type: ignore[no-untyped-call]
+    async with AsyncExitStack() as stack:
+        sentinel.sentinels = [
+            await stack.enter_async_context(_client(address, "", url.sentinel_password, tls))
+            for address in url.addresses
+        ]
+        try:
+            host, port = await sentinel.discover_master(url.service)
+        except (RedisError, OSError) as error:
+            raise Unavailable(f"the sentinels name no master: {error}") from error
     return str(host), int(port)
 
 
 @asynccontextmanager
-async def _client(address: Address, options: dict[str, Any]) -> AsyncIterator["aioredis.Redis"]:
-    client = aioredis.Redis(host=address[0], port=address[1], **options)
+async def _client(
+    address: Address, username: str, password: str, tls: ssl.SSLContext | None
+) -> AsyncIterator["aioredis.Redis"]:
+    """A client of one server that gives up soon and does not try again."""
+    encrypted: dict[str, Any] = {} if tls is None else {"connection_class": _Encrypted, "context": tls}
+    pool: aioredis.ConnectionPool = aioredis.ConnectionPool(
+        **encrypted,
+        host=address[0],
+        port=address[1],
+        username=username or None,
+        password=password or None,
+        socket_timeout=PATIENCE,
+        socket_connect_timeout=PATIENCE,
+        retry=Retry(NoBackoff(), 0),
+        # What it would say of itself it looks for in files.
+        driver_info=None,
+    )
+    client = aioredis.Redis(connection_pool=pool)
     try:
         yield client
     finally:
-        await client.aclose()
+        await client.aclose(close_connection_pool=True)
 
 
-def _options(url: RedisUrl, tls: ssl.SSLContext | None) -> dict[str, Any]:
-    return {
-        "username": url.username or None,
-        "password": url.password or None,
-        "socket_timeout": PATIENCE,
-        "socket_connect_timeout": PATIENCE,
-        "retry": Retry(NoBackoff(), 0),
-    } | _tls(url, tls)
+class _Encrypted(aioredis.SSLConnection):
+    """With a context that is made already: to make one reads files."""
 
-
-def _tls(url: RedisUrl, tls: ssl.SSLContext | None) -> dict[str, Any]:
-    return {} if tls is None else {"ssl": True, "ssl_ca_certs": url.ca or None}
+    def __init__(self, *, context: ssl.SSLContext, **options: Any) -> None:
+        super().__init__(**options)
+        self.ssl_context.context = context
