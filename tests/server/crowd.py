@@ -52,7 +52,10 @@ class Crowd:
 
     async def figures(self, path: str = "/metrics") -> dict[str, float]:
         """The figures of /metrics, by name and labels as they stand there."""
-        reply = await self.gate.get(path)
+        async with asyncio.timeout(PATIENCE):
+            # A slot may be without its worker just then.
+            while (reply := await self.gate.get(path)).status == 503:
+                await asyncio.sleep(0.05)
         assert reply.status == 200, reply
         samples = [line.rpartition(" ") for line in reply.body.decode().splitlines() if line[0] != "#"]
         return {name: float(value) for name, _, value in samples}
