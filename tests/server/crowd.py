@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.raw import Answer, Raw, request
-from tests.running import PATIENCE, GateProcess, run_process
+from tests.running import PATIENCE, GateProcess, run_logged
 
 _SLOT = re.compile(r'"slot":([0-9]+)')
 
@@ -71,7 +71,7 @@ async def run_crowd(
     settings = {"DATABASE_URL": database, "WORKERS": str(workers), **environment}
     left: list[int] = []
     try:
-        async with run_process(directory / "data", descriptor, **settings) as gate:
+        async with run_logged(directory / "data", descriptor, settings) as gate:
             crowd = Crowd(gate, log)
             yield crowd
             left = crowd.pids()
