@@ -16,7 +16,7 @@ def values(totals: Totals) -> dict[tuple[str, tuple[tuple[str, str], ...]], floa
     }
 
 
-def test_what_can_be_added_up_is_the_rest_is_the_greatest_or_one_each() -> None:
+def test_what_can_be_added_up_is_the_rest_is_the_greatest_the_least_or_one_each() -> None:
     totals = Totals()
     for worker in ("0", "1"):
         count = float(worker) + 1
@@ -24,6 +24,7 @@ def test_what_can_be_added_up_is_the_rest_is_the_greatest_or_one_each() -> None:
             [
                 family("requests", count, route="/a"),
                 family("head", count * 10, Merge.MAX, "gauge"),
+                family("healthy", count - 1, Merge.MIN, "gauge"),
                 family("memory", count, Merge.WORKER, "gauge"),
             ],
             worker,
@@ -33,6 +34,7 @@ def test_what_can_be_added_up_is_the_rest_is_the_greatest_or_one_each() -> None:
         ("requests", (("route", "/a"),)): 3,
         ("requests", (("route", "/b"),)): 5,
         ("head", ()): 20,
+        ("healthy", ()): 0,
         ("memory", (("worker", "0"),)): 1,
         ("memory", (("worker", "1"),)): 2,
     }
