@@ -1,6 +1,7 @@
 """The figures of several processes as one: sums that do not fall when a process ends."""
 
-from collections.abc import Iterable
+import operator
+from collections.abc import Callable, Iterable
 from enum import Enum
 
 from msgspec import Struct
@@ -9,10 +10,13 @@ WORKER = "worker"
 
 
 class Merge(Enum):
-    """What becomes of a figure that several workers have: their sum, the greatest, or one each, labelled."""
+    """What becomes of a figure that several workers have: their sum, the greatest, the least, or one each,
+    labelled.
+    """
 
     SUM = "sum"
     MAX = "max"
+    MIN = "min"
     WORKER = "worker"
 
 
@@ -39,6 +43,15 @@ class Family(Struct, frozen=True, array_like=True):
         return self.kind != "gauge" and self.merge is Merge.SUM
 
 
+_MERGES: dict[Merge, Callable[[float, float], float]] = {
+    Merge.SUM: operator.add,
+    Merge.MAX: max,
+    Merge.MIN: min,
+    # Labelled they are alone, but for the one before in the same slot, which is not asked for them.
+    Merge.WORKER: max,
+}
+
+
 class Totals:
     """Adds up the figures of processes."""
 
@@ -57,9 +70,9 @@ class Totals:
             label = ((WORKER, worker),) if each else ()
             for sample in family.samples:
                 key = sample.name, (*sample.labels.items(), *label)
-                before = values.get(key, 0.0)
-                most = family.merge is Merge.MAX
-                values[key] = max(before, sample.value) if most else before + sample.value
+                values[key] = (
+                    _MERGES[family.merge](values[key], sample.value) if key in values else sample.value
+                )
 
     def families(self) -> list[Family]:
         """The figures of all."""

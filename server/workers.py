@@ -91,6 +91,7 @@ class Worker:
             self._process = subprocess.Popen(  # noqa: S603
                 [sys.executable, "-c", _START, ":".join(sys.path), "serve", "--worker", post.text()],
                 stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
                 pass_fds=(post.control, *post.main, *post.apart),
                 start_new_session=True,
             )

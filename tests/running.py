@@ -224,13 +224,17 @@ class GateProcess(Caller):
 
 
 @asynccontextmanager
-async def run_process(
-    data: Path, log: int | None = None, /, **environment: str
-) -> AsyncIterator[GateProcess]:
-    """A gate as a process on a free port (or the PORT of `environment`), killed at the end if need be.
+async def run_process(data: Path, **environment: str) -> AsyncIterator[GateProcess]:
+    """A gate as a process on a free port (or the PORT of `environment`), killed at the end if need be."""
+    async with run_logged(data, None, environment) as gate:
+        yield gate
 
-    `log`: the file descriptor for its log.
-    """
+
+@asynccontextmanager
+async def run_logged(
+    data: Path, log: int | None, environment: Mapping[str, str]
+) -> AsyncIterator[GateProcess]:
+    """The same; `log`: the file descriptor for its log."""
     variables = await asyncio.to_thread(_variables, data, environment)
     kept = {name: value for name, value in os.environ.items() if not name.startswith("TIDEGATE_")}
     process = await asyncio.create_subprocess_exec(

@@ -17,7 +17,7 @@ import psycopg2
 
 from tests.reliability.following import Place
 from tests.reliability.record import Row
-from tests.running import PATIENCE, GateProcess, run_process
+from tests.running import PATIENCE, GateProcess, run_logged
 from tests.servers.pgbouncer import Pgbouncer
 from tests.servers.postgres import PostgresServer
 from tests.servers.programs import children
@@ -69,7 +69,7 @@ class Node:
     async def start(self) -> None:
         """Start it; returns when it serves."""
         log = self._life.enter_context(self.log.open("ab"))
-        gate = run_process(self._home, log.fileno(), **self._environment)
+        gate = run_logged(self._home, log.fileno(), self._environment)
         self._gate = await self._life.enter_async_context(gate)
         self.place.token = self._gate.token(ttl=3600)
         self.place.up.set()

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.raw import Answer, Raw, request
-from tests.running import PATIENCE, GateProcess, run_process
+from tests.running import PATIENCE, GateProcess, run_logged
 
 _SLOT = re.compile(r'"slot":([0-9]+)')
 
@@ -52,7 +52,10 @@ class Crowd:
 
     async def figures(self, path: str = "/metrics") -> dict[str, float]:
         """The figures of /metrics, by name and labels as they stand there."""
-        reply = await self.gate.get(path)
+        async with asyncio.timeout(PATIENCE):
+            # A slot may be without its worker just then.
+            while (reply := await self.gate.get(path)).status == 503:
+                await asyncio.sleep(0.05)
         assert reply.status == 200, reply
         samples = [line.rpartition(" ") for line in reply.body.decode().splitlines() if line[0] != "#"]
         return {name: float(value) for name, _, value in samples}
@@ -68,7 +71,7 @@ async def run_crowd(
     settings = {"DATABASE_URL": database, "WORKERS": str(workers), **environment}
     left: list[int] = []
     try:
-        async with run_process(directory / "data", descriptor, **settings) as gate:
+        async with run_logged(directory / "data", descriptor, settings) as gate:
             crowd = Crowd(gate, log)
             yield crowd
             left = crowd.pids()
