@@ -589,6 +589,24 @@ def test_a_fault_of_the_hub_is_seen(fault: Callable[..., None], monkeypatch: pyt
         explore(200, phases=[Phase.generate], database=None)
 
 
+@pytest.mark.parametrize("silent", [(Streams, "log_replaced"), (Wires, "renew")], ids=["streams", "wires"])
+def test_a_log_that_is_replaced_in_silence_is_seen(
+    silent: tuple[type, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind, name = silent
+    done = getattr(kind, name)
+
+    def once(part: Any, *arguments: Any) -> None:
+        # Wires begin with an epoch.
+        if arguments and not hasattr(part, "events"):
+            done(part, *arguments)
+
+    monkeypatch.setattr(kind, name, once)
+    monkeypatch.setattr(Hub, "break_off", lambda _: None)
+    with pytest.raises(AssertionError):
+        explore(300, phases=[Phase.generate], database=None)
+
+
 def test_a_position_too_far_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         Follower, "position", lambda self, until=None: self._hub.head if until is None else until
