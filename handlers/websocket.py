@@ -26,7 +26,7 @@ from handlers.live.commands import (
 )
 from handlers.live.filters import Filter
 from handlers.live.follower import Follower
-from handlers.live.handshake import Origins, handshake, is_packed
+from handlers.live.handshake import Origins, extensions, handshake, is_packed
 from handlers.live.reader import FrameError, FrameReader, close_code
 from handlers.live.recovery import Recoveries, Start
 from handlers.live.socket_writes import SocketWriter
@@ -71,7 +71,7 @@ class WebSockets:
 
     `write`: the plan of `POST /v1/readings`; `requests`: the limit in which a write counts as a request.
     `origins`: pages of these may connect beside our own. `bound`: bytes that may wait for a follower. `now`:
-    microseconds.
+    microseconds. `deflate`: whether frames are compressed for clients that offer it.
     """
 
     def __init__(
@@ -85,6 +85,8 @@ class WebSockets:
         origins: Iterable[str],
         bound: int,
         now: Callable[[], int],
+        *,
+        deflate: bool,
     ) -> None:
         self.hub = hub
         self.recoveries = recoveries
@@ -96,11 +98,13 @@ class WebSockets:
         self._requests = requests
         self._origins = Origins(origins)
         self._now = now
+        self._deflate = deflate
 
     def open(self, request: Request) -> Stream:
         """The stream that the request asks for; Problem if it is no handshake."""
         head = request.head
-        answer = handshake(head)
+        extension = extensions(head, deflate=self._deflate)
+        answer = handshake(head, extension)
         packed = is_packed(head)
         style = parameters.time_format(head.query)
         media = Media.MSGPACK if packed else Media.JSON
@@ -110,7 +114,9 @@ class WebSockets:
             refusal = "this Origin may not connect"
         elif not head.principal.scopes & (Scope.READINGS_READ | Scope.READINGS_WRITE):
             refusal = "the token lacks the scope readings:read"
-        return WebSocket(self, request, answer, style, writer, refusal, packed=packed)
+        return WebSocket(
+            self, request, answer, style, writer, refusal, packed=packed, deflated=bool(extension)
+        )
 
 
 class WebSocket(LiveStream):
@@ -118,6 +124,7 @@ class WebSocket(LiveStream):
 
     __slots__ = (
         "_answer",
+        "_deflated",
         "_heard",
         "_held",
         "_leaving",
@@ -145,6 +152,7 @@ class WebSocket(LiveStream):
         refusal: str,
         *,
         packed: bool,
+        deflated: bool,
     ) -> None:
         principal = request.head.principal
         super().__init__(makers.streams, parameters.bearer(request.head), principal.expires)
@@ -152,10 +160,11 @@ class WebSocket(LiveStream):
         self._answer = answer
         self._style = style
         self._packed = packed
+        self._deflated = deflated
         self._writer = writer
         self._principal = principal
         self._refusal = refusal
-        self._reader = FrameReader(self._message, FRAME_MAX)
+        self._reader = FrameReader(self._message, FRAME_MAX, deflated=deflated)
         self._strikes = 0
         self._heard = self._pinged = makers.streams.now()
         # Reading is paused, because the client does not read.
@@ -174,7 +183,7 @@ class WebSocket(LiveStream):
         """See Stream."""
         self.sink = sink
         wires = self._makers.wires
-        self._wire = (wires.msgpack if self._packed else wires.json)[self._style]
+        self._wire = wires.frames(self._style, packed=self._packed, deflated=self._deflated)
         self.follower = Follower(self._makers.hub, self, sink, self._wire, self._makers.bound)
         self._streams.add(self)
         if self._refusal and not self.ended:

@@ -79,6 +79,7 @@ class Live:
             settings.cors_origins,
             bound,
             now,
+            deflate=settings.stream_deflate,
         )
         self.events = EventStreams(self.hub, self.recoveries, self.streams, wires, bound)
 

@@ -282,6 +282,9 @@ class Settings(Struct, frozen=True, kw_only=True):
     queue_bytes: Annotated[int, _Row("64MiB", _SIZE, "Bytes of readings that may wait for the commit.")]
     stream_queue: Annotated[int, _Row("2MiB", _QUEUE, "Bytes that may wait for one follower of a stream.")]
     stream_window: Annotated[int, _Row("32MiB", _SIZE, "Memory for the newest readings, to resume from.")]
+    stream_deflate: Annotated[
+        bool, _Row("0", _boolean, "Compress frames for WebSocket clients that offer permessage-deflate.")
+    ]
     cache_devices: Annotated[int, _Row("10000", _COUNT, "Devices whose newest values stay in memory.")]
     cache_ttl: Annotated[int, _Row("60s", _WAIT, "Time they stay there before the database is asked.")]
 

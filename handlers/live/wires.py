@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from itertools import count
 from struct import Struct as Layout
 
+from handlers.live.deflate import Deflater
 from handlers.live.items import Delivery, Item, ReadingOut
 from handlers.schemas import encode_json, encode_msgpack
-from handlers.times import Stamp, rfc3339, to_datetime, to_ms, to_us
+from handlers.times import Stamp, TimeFormat, rfc3339, to_datetime, to_ms, to_us
 from storage.models import Reading
 
 SubscriptionId = int | str
@@ -34,6 +35,12 @@ def frame(opcode: int, payload: bytes) -> bytes:
     if size < 65536:
         return _MEDIUM(0x80 | opcode, 126, size) + payload
     return _LARGE(0x80 | opcode, 127, size) + payload
+
+
+def compressed_frame(opcode: int, payload: bytes) -> bytes:
+    """The same of a message that permessage-deflate has compressed (RFC 7692 section 6)."""
+    data = frame(opcode, payload)
+    return bytes((data[0] | 0x40,)) + data[1:]
 
 
 def close_frame(code: int, reason: str) -> bytes:
@@ -88,7 +95,20 @@ class Wire(ABC):
 
 
 class _Frames(Wire):
-    """The two wires of the WebSocket."""
+    """The two wires of the WebSocket. `deflater`: None if the client reads nothing compressed."""
+
+    opcode: int
+
+    def __init__(self, index: int, epoch: str, stamp: Stamp, deflater: Deflater | None = None) -> None:
+        super().__init__(index, epoch, stamp)
+        self._deflater = deflater
+
+    def _frame(self, payload: bytes) -> bytes:
+        if self._deflater is not None:
+            compressed = self._deflater.compress(payload)
+            if compressed is not None:
+                return compressed_frame(self.opcode, compressed)
+        return frame(self.opcode, payload)
 
     def live(self, item: Item) -> bytes:
         """See Wire."""
@@ -151,15 +171,17 @@ class _Frames(Wire):
 class JsonFrames(_Frames):
     """Text frames of JSON."""
 
+    opcode = TEXT
+
     def live_at(self, item: Item, offset: int) -> bytes:
         """See Wire."""
         inner = encode_json(self._out(item.reading))[1:-1]
         position = self.position(offset).encode()
-        return frame(TEXT, b'{"type":"reading",%b,"position":"%b"}' % (inner, position))
+        return self._frame(b'{"type":"reading",%b,"position":"%b"}' % (inner, position))
 
     def message(self, **fields: object) -> bytes:
         """See _Frames."""
-        return frame(TEXT, encode_json(fields))
+        return self._frame(encode_json(fields))
 
     def _item(self, reading: Reading, offset: int) -> bytes:
         return encode_json(self._out(reading))[:-1] + b',"position":"%b"}' % self.position(offset).encode()
@@ -169,9 +191,8 @@ class JsonFrames(_Frames):
 
     def _page(self, id: SubscriptionId, items: Sequence[bytes], offset: int) -> bytes:
         start = b'{"type":"readings","id":%b,"items":[' % encode_json(id)
-        return frame(
-            TEXT, b'%b%b],"position":"%b"}' % (start, b",".join(items), self.position(offset).encode())
-        )
+        position = self.position(offset).encode()
+        return self._frame(b'%b%b],"position":"%b"}' % (start, b",".join(items), position))
 
 
 # MessagePack: maps of four, five and six fields, and names that come in each message.
@@ -186,14 +207,16 @@ _ARRAY = Layout("!BI").pack
 class MsgpackFrames(_Frames):
     """Binary frames of MessagePack."""
 
+    opcode = BINARY
+
     def live_at(self, item: Item, offset: int) -> bytes:
         """See Wire."""
         inner = encode_msgpack(self._out(item.reading))[1:]
-        return frame(BINARY, _SIX + _TYPE_READING + inner + self._place(offset))
+        return self._frame(_SIX + _TYPE_READING + inner + self._place(offset))
 
     def message(self, **fields: object) -> bytes:
         """See _Frames."""
-        return frame(BINARY, encode_msgpack(fields))
+        return self._frame(encode_msgpack(fields))
 
     def _place(self, offset: int) -> bytes:
         return _POSITION + encode_msgpack(self.position(offset))
@@ -206,7 +229,7 @@ class MsgpackFrames(_Frames):
 
     def _page(self, id: SubscriptionId, items: Sequence[bytes], offset: int) -> bytes:
         head = _FOUR + _TYPE_READINGS + _ID + encode_msgpack(id) + _ITEMS + _ARRAY(0xDD, len(items))
-        return frame(BINARY, head + b"".join(items) + self._place(offset))
+        return self._frame(head + b"".join(items) + self._place(offset))
 
 
 class Events(Wire):
@@ -263,8 +286,17 @@ class Wires:
         """From here on positions are of another log; who has a wire keeps it as it is."""
         # In the order of TimeFormat.
         json: tuple[Stamp, ...] = (to_datetime, to_ms, to_us)
-        numbers = self._numbers
-        self.json = [JsonFrames(next(numbers), epoch, stamp) for stamp in json]
-        self.events = [Events(next(numbers), epoch, stamp) for stamp in json]
         # MessagePack would make a timestamp extension of a datetime.
-        self.msgpack = [MsgpackFrames(next(numbers), epoch, stamp) for stamp in (rfc3339, to_ms, to_us)]
+        msgpack: tuple[Stamp, ...] = (rfc3339, to_ms, to_us)
+        numbers = self._numbers
+        self.events = [Events(next(numbers), epoch, stamp) for stamp in json]
+        # By form, and whether they are compressed.
+        self._frames: dict[tuple[bool, bool], list[JsonFrames] | list[MsgpackFrames]] = {}
+        for deflater in (None, Deflater()):
+            deflated = deflater is not None
+            self._frames[False, deflated] = [JsonFrames(next(numbers), epoch, s, deflater) for s in json]
+            self._frames[True, deflated] = [MsgpackFrames(next(numbers), epoch, s, deflater) for s in msgpack]
+
+    def frames(self, style: TimeFormat, *, packed: bool, deflated: bool) -> JsonFrames | MsgpackFrames:
+        """The wire of a WebSocket."""
+        return self._frames[packed, deflated][style]

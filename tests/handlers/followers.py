@@ -9,6 +9,7 @@ What is demanded of every connection, whatever its client asks for and however i
 
 import json
 import struct
+import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -265,6 +266,10 @@ class Frames:
         messages = []
         while (found := self._next()) is not None:
             opcode, payload = found
+            if opcode & 0x40:
+                # Each by itself: nothing is kept of the one before.
+                payload = zlib.decompress(payload + b"\x00\x00\xff\xff\x03\x00", -9)
+                opcode &= 0x0F
             if opcode == 8:
                 code = struct.unpack("!H", payload[:2])[0]
                 messages.append({"type": "closed", "code": code, "position": payload[2:].decode()})
@@ -287,7 +292,7 @@ class Frames:
         if len(data) < start + size:
             return None
         self._data = data[start + size :]
-        return data[0] & 15, data[start : start + size]
+        return data[0] & 0x4F, data[start : start + size]
 
 
 class EventFrames:

@@ -58,6 +58,7 @@ def test_an_empty_environment_gives_the_documented_defaults() -> None:
         queue_bytes=64 * 1024 * 1024,
         stream_queue=2 * 1024 * 1024,
         stream_window=32 * 1024 * 1024,
+        stream_deflate=False,
         cache_devices=10_000,
         cache_ttl=60,
         metrics_port=0,
