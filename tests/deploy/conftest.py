@@ -15,7 +15,9 @@ def certificate(tmp_path: Path) -> Path:
     """A folder with tls.crt and tls.key for this machine, signed by itself."""
     folder = tmp_path / "nginx"
     folder.mkdir(exist_ok=True)
-    command = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -keyout tls.key -out tls.crt -subj /CN=localhost"
+    command = (
+        "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -keyout tls.key -out tls.crt -subj /CN=localhost"
+    )
     names = ("-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1")
     subprocess.run([*command.split(), *names], cwd=folder, check=True, stderr=subprocess.DEVNULL)
     return folder

@@ -33,18 +33,24 @@ class Proxy:
 
 
 def configure(
-    folder: Path, port: int, gates: Sequence[int], *, changes: Mapping[str, str] | None = None, tls: bool = False
+    folder: Path,
+    port: int,
+    gates: Sequence[int],
+    *,
+    changes: Mapping[str, str] | None = None,
+    tls: bool = False,
 ) -> Path:
     """Lay the shipped configuration down for gates on these ports; `changes`: further text to replace.
 
     Everything that is replaced must stand there exactly once. Gives the path of nginx.conf.
     """
     shutil.copytree(SHIPPED, folder, dirs_exist_ok=True)
-    first, second = (f"    server gate{n}:8080 max_fails=2 fail_timeout=2s;" for n in (1, 2))
-    lines = [f"    server 127.0.0.1:{gate} max_fails=2 fail_timeout=2s;" for gate in gates]
+    gone = "\n".join(f"    server gate{n}:8080 max_fails=2 fail_timeout=2s;" for n in (1, 2))
+    spare = "\n".join(f"    server gate{n}:8080 backup max_fails=0;" for n in (1, 2))
     paths = " ".join(f"{kind}_temp_path {folder}/{kind};" for kind in TEMPORARY)
     edits = {
-        f"{first}\n{second}": "\n".join(lines),
+        gone: "\n".join(f"    server 127.0.0.1:{gate} max_fails=2 fail_timeout=2s;" for gate in gates),
+        spare: "\n".join(f"    server 127.0.0.1:{gate} backup max_fails=0;" for gate in gates),
         "pid /run/nginx.pid;": f"pid {folder}/nginx.pid;",
         "\nerror_log /var/log/nginx/error.log warn;": f"\nerror_log {folder}/error.log warn;",
         "error_log /var/log/nginx/error.log crit;": f"error_log {folder}/error.log crit;",

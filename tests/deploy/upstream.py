@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager, suppress
 
 from msgspec import Struct
 
-OK = b'HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}'
+OK = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"
 
 
 class Asked(Struct):
