@@ -51,7 +51,11 @@ def test_it_keeps_to_the_specification() -> None:
 
 @pytest.mark.parametrize(
     "planted",
-    [("healthcheck:", "healthchecks:"), ("restart: unless-stopped", "restart: often"), ("[back]", "[nowhere]")],
+    [
+        ("healthcheck:", "healthchecks:"),
+        ("restart: unless-stopped", "restart: often"),
+        ("[back]", "[nowhere]"),
+    ],
 )
 def test_the_specification_is_really_asked(planted: tuple[str, str]) -> None:
     text = interpolated()
