@@ -11,6 +11,8 @@ from blockbuster import BlockBuster, blockbuster_ctx
 
 from tests.running import DEFAULTS, Running, run_gate
 
+pytest_plugins = ("tests.servers.fixtures",)
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """The options of scripts/test."""
