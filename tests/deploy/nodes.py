@@ -29,6 +29,7 @@ class Node:
 
     async def start(self) -> GateProcess:
         """A gate on the port."""
+        self.data.mkdir(exist_ok=True)
         running = run_process(self.data, PORT=str(self.port), **self._environment)
         self.gate = await self._stack.enter_async_context(running)
         return self.gate
@@ -57,23 +58,27 @@ class Nodes:
         """One for everything."""
         return next(node.gate for node in self.nodes if node.gate is not None).token()
 
-    async def stored(self) -> Counter[tuple[str, int]]:
-        """How often each value of a device stands in the logs of the gates."""
-        found: Counter[tuple[str, int]] = Counter()
+    async def stored(self) -> list[dict[str, object]]:
+        """The log, of which both gates tell the same."""
+        logs: list[list[dict[str, object]]] = []
         for node in self.nodes:
             assert node.gate is not None
-            since, end = "earliest", False
+            items, since, end = [], "earliest", False
             while not end:
                 page = await node.gate.get(f"/v1/readings?limit=1000&since={since}")
                 assert page.status == 200, page
-                found.update((item["device"], item["value"]) for item in page.json["items"])
+                items += page.json["items"]
                 since, end = page.json["next"], page.json["end"]
-        return found
+            logs.append(items)
+        # One may not know yet what the other wrote last.
+        shorter, longer = sorted(logs, key=len)
+        assert shorter == longer[: len(shorter)]
+        return longer
 
 
 @asynccontextmanager
 async def two_nodes(folder: Path, **environment: str) -> AsyncIterator[Nodes]:
-    """Two gates with the same settings behind nginx."""
+    """Two gates with the same settings, and so the same database, behind nginx."""
     settings = {"JWT_SECRET": SECRET, "TRUSTED_PROXIES": "127.0.0.1/32", **environment}
     nodes = [Node(folder / f"data{number}", settings) for number in range(2)]
     try:
