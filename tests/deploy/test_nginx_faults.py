@@ -18,8 +18,8 @@ async def test_a_gate_killed_under_load_loses_no_write_that_was_answered_and_dou
 ) -> None:
     """Promise: a gate may go at any time, by SIGKILL or by SIGTERM.
 
-    Of the writes that nginx must not repeat only those are answered 503 which that gate had in its hands; those
-    with an Idempotency-Key are answered 200 all the same.
+    Of the writes that nginx must not repeat only those are answered 503 which that gate had in its hands;
+    those with an Idempotency-Key are answered 200 all the same.
     """
     async with two_nodes(tmp_path, DATABASE_URL=postgres_url) as nodes:
         stop = asyncio.Event()
