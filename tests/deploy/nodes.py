@@ -10,6 +10,7 @@ from pathlib import Path
 import aiohttp
 
 from tests.deploy.nginx import Proxy, free_port, run_nginx
+from tests.reliability.record import Row
 from tests.running import PATIENCE, GateProcess, run_process
 
 SECRET = "0123456789abcdef" * 2
@@ -58,18 +59,22 @@ class Nodes:
         """One for everything."""
         return next(node.gate for node in self.nodes if node.gate is not None).token()
 
-    async def stored(self) -> list[dict[str, object]]:
+    async def stored(self) -> list[Row]:
         """The log, of which both gates tell the same."""
-        logs: list[list[dict[str, object]]] = []
+        logs: list[list[Row]] = []
         for node in self.nodes:
             assert node.gate is not None
-            items, since, end = [], "earliest", False
+            rows: list[Row] = []
+            since, end = "earliest", False
             while not end:
-                page = await node.gate.get(f"/v1/readings?limit=1000&since={since}")
+                page = await node.gate.get(f"/v1/readings?limit=1000&time=us&since={since}")
                 assert page.status == 200, page
-                items += page.json["items"]
+                rows += [
+                    Row(item["offset"], item["device"], item["metric"], item["ts"], item["value"])
+                    for item in page.json["items"]
+                ]
                 since, end = page.json["next"], page.json["end"]
-            logs.append(items)
+            logs.append(rows)
         # One may not know yet what the other wrote last.
         shorter, longer = sorted(logs, key=len)
         assert shorter == longer[: len(shorter)]
