@@ -64,7 +64,11 @@ def hidden(source: str) -> Iterator[int]:
     for function in ast.walk(ast.parse(source)):
         if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
             for node in ast.walk(function):
-                if isinstance(node, ast.Constant) and isinstance(node.value, str) and STATEMENT.match(node.value):
+                if (
+                    isinstance(node, ast.Constant)
+                    and isinstance(node.value, str)
+                    and STATEMENT.match(node.value)
+                ):
                     yield node.lineno
 
 
@@ -91,7 +95,11 @@ def faults(plan: dict[str, Any]) -> list[str]:
         kind = step["Node Type"]
         if kind == "Seq Scan" and rows * loops > PAGE:
             bad.append(f"reads all of {step['Relation Name']}, {rows * loops} rows")
-        if kind in ("Sort", "Incremental Sort") and rows * loops > PAGE and step["Plans"][0]["Node Type"] != "Function Scan":
+        if (
+            kind in ("Sort", "Incremental Sort")
+            and rows * loops > PAGE
+            and step["Plans"][0]["Node Type"] != "Function Scan"
+        ):
             bad.append(f"sorts {rows * loops} rows")
         if kind in ("Index Scan", "Index Only Scan") and step.get("Rows Removed by Filter", 0) * loops > PAGE:
             bad.append(f"reads rows that it throws away, by {step['Index Name']}")

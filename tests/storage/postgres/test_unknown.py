@@ -116,7 +116,9 @@ async def test_a_commit_that_arrives_after_it_was_given_up_stores_nothing(
     # It is on its way now; the lock of the log says when it has been there.
     assert await recovered(store, numbers("d", "m", [12])) == [Outcome(1, 0, (), 5)]
     async with asyncio.timeout(PATIENCE):
-        while await store.ask("SELECT 1 FROM pg_stat_activity WHERE application_name = 'tidegate-commit' OFFSET 1"):
+        while await store.ask(
+            "SELECT 1 FROM pg_stat_activity WHERE application_name = 'tidegate-commit' OFFSET 1"
+        ):
             await asyncio.sleep(0.01)
     assert [row[3] for row in await store.rows()] == [0, 1, 2, 11, 12]
     assert await store.append(numbers("d", "m", [10])) == [Outcome(1, 0, (), 6)]
