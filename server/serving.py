@@ -175,6 +175,8 @@ async def announce(settings: Settings, url: str, out: TextIO) -> Path:
 
 def _leave_word(settings: Settings, url: str) -> Path:
     path = settings.data / URL_FILE
+    # With PostgreSQL and a key from elsewhere there was no need of it so far.
+    settings.data.mkdir(0o700, parents=True, exist_ok=True)
     path.write_text(url + "\n", "ascii")
     return path
 
