@@ -176,8 +176,8 @@ async def announce(settings: Settings, url: str, out: TextIO) -> Path:
 def _leave_word(settings: Settings, url: str) -> Path:
     path = settings.data / URL_FILE
     try:
-        # Nobody else has made it where the database is elsewhere and the keys are given.
-        path.parent.mkdir(parents=True, exist_ok=True)
+        # With PostgreSQL and a key from elsewhere there was no need of the directory so far.
+        settings.data.mkdir(0o700, parents=True, exist_ok=True)
         path.write_text(url + "\n", "ascii")
     except OSError as error:
         # A file system to read only is no reason not to serve.

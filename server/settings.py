@@ -208,6 +208,7 @@ _PORT = _within(_integer, "0", "65535")
 _TTL = _within(duration, "1s", "3660d")
 _AGE = _within(duration, "0", "36600d")
 _WAIT = _within(duration, "1s", "1h")
+_SILENCE = _within(duration, "2s", "1h")
 # Promise 10: the process is gone 10 s after SIGTERM.
 _END = _within(duration, "1s", "9s")
 _WORKERS = _within(_integer, "1", "64")
@@ -243,7 +244,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     ]
     workers: Annotated[int, _Row("1", _WORKERS, "Processes that serve; more than one needs PostgreSQL.")]
     worker_timeout: Annotated[
-        int, _Row("10s", _WAIT, "Silence after which one of several workers is killed and replaced.")
+        int, _Row("10s", _SILENCE, "Silence after which one of several workers is killed and replaced.")
     ]
     cpu_pinning: Annotated[bool, _Row("0", _boolean, "Give each worker a CPU of its own.")]
     tls_cert: Annotated[str, _Row("", _file, "PEM file of the certificate and its chain; empty: no TLS.")]

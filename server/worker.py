@@ -18,7 +18,7 @@ from server.totals import Family
 
 _log = logging.getLogger("tidegate.worker")
 
-BEAT_EVERY = 1.0
+BEAT_EVERY = 0.5
 # Seconds that the parent may take to gather the figures of all.
 COLLECT_DEADLINE = 2.0
 # Seconds that the last words may take.

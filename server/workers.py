@@ -29,7 +29,7 @@ from server.encoding import Encoder
 from server.metrics import Metrics
 from server.notify import Notifier
 from server.protocol import HEAD_END
-from server.serving import EXIT_WITHIN, Life, announce
+from server.serving import EXIT_WITHIN, Life, allow_files, announce
 from server.settings import Settings, Supervisor
 from server.sockets import BACKLOG, Sockets
 from server.totals import Family, Totals
@@ -82,11 +82,10 @@ class Worker:
         self._tell_over = over
         self.channel = Channel(self._hear, answer, self._lost)
         ours, theirs = socket.socketpair()
-        self._connecting = self.loop.create_task(self.loop.create_connection(lambda: self.channel, sock=ours))
-        with theirs:
-            post = Post(
-                slot, theirs.fileno(), [one.fileno() for one in main], [one.fileno() for one in apart]
-            )
+        with theirs, ExitStack() as stack:
+            stack.enter_context(ours)
+            fds = [[one.fileno() for one in place] for place in (main, apart)]
+            post = Post(slot, theirs.fileno(), *fds)
             # In a session of its own, Ctrl-C reaches the parent alone.
             self._process = subprocess.Popen(  # noqa: S603
                 [sys.executable, "-c", _START, ":".join(sys.path), "serve", "--worker", post.text()],
@@ -95,6 +94,8 @@ class Worker:
                 pass_fds=(post.control, *post.main, *post.apart),
                 start_new_session=True,
             )
+            stack.pop_all()
+        self._connecting = self.loop.create_task(self.loop.create_connection(lambda: self.channel, sock=ours))
         self.pid = self._process.pid
         self._pidfd = os.pidfd_open(self.pid)
         self.loop.add_reader(self._pidfd, self._reap)
@@ -243,7 +244,12 @@ class Slot:
         # Whoever starts a worker for the slot holds it.
         self._starting = asyncio.Lock()
 
-    async def fill(self) -> Worker:
+    def close(self) -> None:
+        """Nobody stands in any more."""
+        if self._standing is not None:
+            self._standing.cancel()
+
+    async def fill(self) -> None:
         """Start a worker; Vacant if it did not become ready, the one before serves on then."""
         try:
             worker = self._hire(self)
@@ -252,9 +258,7 @@ class Slot:
         if not await worker.started():
             raise Vacant({"slot": self.number, "child": worker.pid, "code": worker.code})
         self.worker = worker
-        if self._standing is not None:
-            self._standing.cancel()
-        return worker
+        self.close()
 
     async def renew(self) -> None:
         """Have a successor take over, and the worker end. Vacant as `fill`."""
@@ -360,7 +364,12 @@ class Parent:
         return f"{self._serving} of {len(self._slots)} workers serve on {self._url}"
 
     async def end(self) -> None:
-        """End all processes."""
+        """Stop listening, end all processes."""
+        # With this the last sockets of the slots are those of the workers, who close them first of all.
+        for slot in self._slots:
+            slot.close()
+        for sock in (*chain.from_iterable(slot.main for slot in self._slots), *self._apart):
+            sock.close()
         await asyncio.gather(*(worker.end() for worker in self._alive))
 
     async def _roll(self) -> None:
@@ -369,7 +378,7 @@ class Parent:
             await self.reload.wait()
             self.reload.clear()
             self._notifier.reloading()
-            _log.info("all workers are renewed")
+            _log.info("a rolling restart begins")
             await asyncio.to_thread(sockets.renew, self._settings, self._context)
             try:
                 for slot in self._slots:
@@ -433,6 +442,7 @@ async def serve(settings: Settings, supervisor: Supervisor, out: TextIO) -> int:
     always = {"pid": os.getpid()}
     log = await asyncio.to_thread(logs.setup, settings.log_level, settings.access_log, always=always)
     try:
+        allow_files(settings)
         places = await asyncio.to_thread(sockets.bind, settings.host, settings.port, settings.workers)
         apart: Sockets = []
         if settings.metrics_port:
@@ -448,9 +458,6 @@ async def serve(settings: Settings, supervisor: Supervisor, out: TextIO) -> int:
         stopping.cancel()
         running.cancel()
         await asyncio.wait((running, stopping))
-        # With this the last sockets of the slots are those of the workers, who close them first of all.
-        for sock in (*chain.from_iterable(places), *apart):
-            sock.close()
         await parent.end()
         code = 0 if running.cancelled() else running.result()
     finally:

@@ -12,6 +12,7 @@ import pytest
 from server.workers import END_WITHIN
 from tests.handlers.sockets import connect
 from tests.raw import Raw, request
+from tests.running import client_tls
 from tests.server.commands import tidegate
 from tests.server.crowd import Crowd, Load, alive, children, run_crowd, until
 
@@ -77,6 +78,21 @@ async def test_what_is_wrong_at_the_start_is_said_once_and_nothing_is_left(
     assert ran.out == ""
     assert ran.err.count("a.pem: expected a public or an unencrypted private key") == 1
     assert "Traceback" not in ran.err
+
+
+async def test_every_address_of_a_name_is_served_by_all(tmp_path: Path, postgres_url: str) -> None:
+    settings = {"HOST": "localhost", "ACCESS_LOG": "1", "JWT_SECRET": "s" * 32}
+    async with run_crowd(tmp_path, postgres_url, 2, **settings) as crowd:
+        for address in {str(found[4][0]) for found in socket.getaddrinfo("localhost", None)}:
+            for _ in range(40):
+                connection = Raw(*await asyncio.open_connection(address, crowd.port, ssl=client_tls()))
+                assert (await connection.ask(request("GET", "/livez"))).status == 200
+                connection.leave()
+        assert (tmp_path / "data" / "url").read_text().strip() == crowd.gate.url
+        await ended(crowd)
+        lines = [line for line in crowd.lines() if line["logger"] == "tidegate.access"]
+        served = {(line["worker"], line["address"]) for line in lines}
+        assert len(served) == 2 * len({address for _, address in served})
 
 
 async def test_each_worker_has_a_cpu_of_its_own_if_that_is_wanted(tmp_path: Path, postgres_url: str) -> None:

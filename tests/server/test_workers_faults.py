@@ -210,7 +210,7 @@ async def test_figures_are_those_of_all_workers_whoever_answers(tmp_path: Path, 
 
 
 async def test_counters_never_go_backwards_though_workers_end(tmp_path: Path, postgres_url: str) -> None:
-    async with run_crowd(tmp_path, postgres_url) as crowd:
+    async with run_crowd(tmp_path, postgres_url, WORKER_TIMEOUT="5m") as crowd:
         asked = 0
         for _ in range(2):
             assert set(await answers(crowd, 20)) == {200}
