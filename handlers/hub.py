@@ -148,7 +148,9 @@ class Hub:
         """Go on behind this offset, without what lies before it; nobody may be following."""
         self.head = head
         self.window = Window(head, self._capacity)
-        self._join()
+        following = self.gap.settle(head)
+        if following is not None:
+            self.publish(following)
 
     def expect(self, offset: int) -> None:
         """The log goes up to this offset at least."""
@@ -167,27 +169,21 @@ class Hub:
         if batch.first > self.head + 1:
             self.gap.keep(batch)
             return
-        self._hand_on(batch)
-        if self.gap.until:
-            self._join()
-
-    def _join(self) -> None:
-        """Hand on what has waited for the batches up to the head."""
-        while (following := self.gap.settle(self.head)) is not None:
-            self._hand_on(following)
-
-    def _hand_on(self, batch: Batch) -> None:
-        if batch.first <= self.head:
-            rest = [reading for reading in batch.readings if reading.offset > self.head]
-            batch = Batch(self.head + 1, batch.last, rest)
-        started = self.now()
-        try:
-            if self._groups:
-                self._deliver(batch)
-                self._observe(self.now() - started)
-        finally:
-            self.window.add(batch)
-            self.head = batch.last
+        following: Batch | None = batch
+        while following is not None:
+            if following.first <= self.head:
+                rest = [reading for reading in following.readings if reading.offset > self.head]
+                following = Batch(self.head + 1, following.last, rest)
+            started = self.now()
+            try:
+                if self._groups:
+                    self._deliver(following)
+                    self._observe(self.now() - started)
+            finally:
+                self.window.add(following)
+                self.head = following.last
+            # What has waited for this one.
+            following = self.gap.settle(self.head) if self.gap.until else None
 
     def _deliver(self, batch: Batch) -> None:
         find = self._index.find

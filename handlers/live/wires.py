@@ -6,6 +6,7 @@ Servers do not mask their frames (RFC 6455 section 5.1), so one frame serves eve
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import partial
 from itertools import count
 from struct import Struct as Layout
 
@@ -41,6 +42,12 @@ def compressed_frame(opcode: int, payload: bytes) -> bytes:
     """The same of a message that permessage-deflate has compressed (RFC 7692 section 6)."""
     data = frame(opcode, payload)
     return bytes((data[0] | 0x40,)) + data[1:]
+
+
+def _deflated(deflater: Deflater, opcode: int, payload: bytes) -> bytes:
+    """A frame that is compressed if that is worth it."""
+    compressed = deflater.compress(payload)
+    return frame(opcode, payload) if compressed is None else compressed_frame(opcode, compressed)
 
 
 def close_frame(code: int, reason: str) -> bytes:
@@ -97,18 +104,10 @@ class Wire(ABC):
 class _Frames(Wire):
     """The two wires of the WebSocket. `deflater`: None if the client reads nothing compressed."""
 
-    opcode: int
-
     def __init__(self, index: int, epoch: str, stamp: Stamp, deflater: Deflater | None = None) -> None:
         super().__init__(index, epoch, stamp)
-        self._deflater = deflater
-
-    def _frame(self, payload: bytes) -> bytes:
-        if self._deflater is not None:
-            compressed = self._deflater.compress(payload)
-            if compressed is not None:
-                return compressed_frame(self.opcode, compressed)
-        return frame(self.opcode, payload)
+        self.deflater = deflater
+        self._frame = frame if deflater is None else partial(_deflated, deflater)
 
     def live(self, item: Item) -> bytes:
         """See Wire."""
@@ -171,17 +170,15 @@ class _Frames(Wire):
 class JsonFrames(_Frames):
     """Text frames of JSON."""
 
-    opcode = TEXT
-
     def live_at(self, item: Item, offset: int) -> bytes:
         """See Wire."""
         inner = encode_json(self._out(item.reading))[1:-1]
         position = self.position(offset).encode()
-        return self._frame(b'{"type":"reading",%b,"position":"%b"}' % (inner, position))
+        return self._frame(TEXT, b'{"type":"reading",%b,"position":"%b"}' % (inner, position))
 
     def message(self, **fields: object) -> bytes:
         """See _Frames."""
-        return self._frame(encode_json(fields))
+        return self._frame(TEXT, encode_json(fields))
 
     def _item(self, reading: Reading, offset: int) -> bytes:
         return encode_json(self._out(reading))[:-1] + b',"position":"%b"}' % self.position(offset).encode()
@@ -192,7 +189,7 @@ class JsonFrames(_Frames):
     def _page(self, id: SubscriptionId, items: Sequence[bytes], offset: int) -> bytes:
         start = b'{"type":"readings","id":%b,"items":[' % encode_json(id)
         position = self.position(offset).encode()
-        return self._frame(b'%b%b],"position":"%b"}' % (start, b",".join(items), position))
+        return self._frame(TEXT, b'%b%b],"position":"%b"}' % (start, b",".join(items), position))
 
 
 # MessagePack: maps of four, five and six fields, and names that come in each message.
@@ -207,16 +204,14 @@ _ARRAY = Layout("!BI").pack
 class MsgpackFrames(_Frames):
     """Binary frames of MessagePack."""
 
-    opcode = BINARY
-
     def live_at(self, item: Item, offset: int) -> bytes:
         """See Wire."""
         inner = encode_msgpack(self._out(item.reading))[1:]
-        return self._frame(_SIX + _TYPE_READING + inner + self._place(offset))
+        return self._frame(BINARY, _SIX + _TYPE_READING + inner + self._place(offset))
 
     def message(self, **fields: object) -> bytes:
         """See _Frames."""
-        return self._frame(encode_msgpack(fields))
+        return self._frame(BINARY, encode_msgpack(fields))
 
     def _place(self, offset: int) -> bytes:
         return _POSITION + encode_msgpack(self.position(offset))
@@ -229,7 +224,7 @@ class MsgpackFrames(_Frames):
 
     def _page(self, id: SubscriptionId, items: Sequence[bytes], offset: int) -> bytes:
         head = _FOUR + _TYPE_READINGS + _ID + encode_msgpack(id) + _ITEMS + _ARRAY(0xDD, len(items))
-        return self._frame(head + b"".join(items) + self._place(offset))
+        return self._frame(BINARY, head + b"".join(items) + self._place(offset))
 
 
 class Events(Wire):

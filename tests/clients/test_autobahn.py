@@ -48,7 +48,7 @@ def compressing_echo(stream: WebSocket, message: WSMessage) -> None:
     leaves to the sender, kosoku says "Strings must be encoded before hashing".
     """
     text = message.type is WSMsgType.TEXT
-    deflater = stream._wire._deflater
+    deflater = stream._wire.deflater
     assert deflater is not None
     compressed = deflater.deflate(message.data.encode() if text else message.data)
     stream.follower.say(compressed_frame(TEXT if text else BINARY, compressed))

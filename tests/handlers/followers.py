@@ -51,7 +51,9 @@ class Journal:
 
     def offset(self, item: dict[str, Any]) -> int:
         """Which reading this is: its value tells, and must belong to its series and to this log."""
-        return self._offsets[item["device"], item["metric"], str(item["value"])]
+        reading = (item["device"], item["metric"], str(item["value"]))
+        assert reading in self._offsets, f"{reading} is none of this log"
+        return self._offsets[reading]
 
     def matching(self, wish: Filter, after: int) -> list[int]:
         """The offsets behind `after` that a filter takes in."""

@@ -227,15 +227,16 @@ Publish = Callable[[Hub, Batch], None]
 
 def does_not_wait(publish: Publish, hub: Hub, batch: Batch) -> None:
     """An early batch is handed on before what it waits for."""
-    if batch.last > hub.head:
-        hub._hand_on(batch)
+    if batch.first > hub.head + 1:
+        hub.head = batch.first - 1
+    publish(hub, batch)
 
 
 def repeats(publish: Publish, hub: Hub, batch: Batch) -> None:
     """What has been handed on is handed on again."""
     if batch.last <= hub.head:
         head, hub.head = hub.head, batch.first - 1
-        hub._hand_on(batch)
+        publish(hub, batch)
         hub.head = head
     else:
         publish(hub, batch)
