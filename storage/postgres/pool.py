@@ -4,7 +4,7 @@ import asyncio
 import functools
 import logging
 import time
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
@@ -86,7 +86,8 @@ class Pool:
         self._loop = asyncio.get_running_loop()
         self._sessions: set[Connection] = set()
         self._free: list[Connection] = []
-        self._waiting: deque[asyncio.Future[Connection]] = deque()
+        # In order; ten thousand may be cancelled in any order.
+        self._waiting: OrderedDict[asyncio.Future[Connection], None] = OrderedDict()
         # Sessions that are given up, but may still be at work in the server.
         self._ending = 0
         self._changed = asyncio.Event()
@@ -155,7 +156,7 @@ class Pool:
         if len(self._waiting) >= _WAITING_MAX:
             raise Overloaded("too many statements wait for the database")
         future: asyncio.Future[Connection] = self._loop.create_future()
-        self._waiting.append(future)
+        self._waiting[future] = None
         alarm = self._loop.call_later(seconds, self._give_up, future)
         try:
             return await future
@@ -166,8 +167,7 @@ class Pool:
             raise
         finally:
             alarm.cancel()
-            if not future.done() or future.cancelled() or future.exception() is not None:
-                self._forget(future)
+            self._waiting.pop(future, None)
 
     def _give_up(self, future: asyncio.Future[Connection]) -> None:
         if not future.done():
@@ -178,17 +178,13 @@ class Pool:
                 else Unavailable("there is no session with the database")
             )
 
-    def _forget(self, future: asyncio.Future[Connection]) -> None:
-        if future in self._waiting:
-            self._waiting.remove(future)
-
     def _release(self, connection: Connection) -> None:
         """Give a session to who waits, or put it by."""
         if self._closing:
             connection.close()
             return
         while self._waiting:
-            future = self._waiting.popleft()
+            future, _ = self._waiting.popitem(last=False)
             if not future.done():
                 future.set_result(connection)
                 return
@@ -197,7 +193,7 @@ class Pool:
     def _refuse(self, error: Unavailable) -> None:
         """Nobody waits any longer."""
         while self._waiting:
-            future = self._waiting.popleft()
+            future, _ = self._waiting.popitem(last=False)
             if not future.done():
                 future.set_exception(Unavailable(str(error)))
 

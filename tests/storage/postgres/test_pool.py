@@ -222,6 +222,21 @@ async def test_a_cancelled_waiter_gives_back_what_it_was_given(pool: Pool) -> No
     assert await full(pool, 2)
 
 
+async def test_thousands_who_wait_may_go_in_any_order(pool: Pool) -> None:
+    busy = [asyncio.create_task(pool.fetch("SELECT pg_sleep(1)")) for _ in range(2)]
+    await asyncio.sleep(0)
+    waiting = [asyncio.create_task(pool.fetch("SELECT 1", deadline=20)) for _ in range(5_000)]
+    await asyncio.sleep(0)
+    assert pool.waiting == 5_000
+    started = time.process_time()
+    for task in reversed(waiting[1:]):
+        task.cancel()
+    await asyncio.wait(waiting[1:])
+    assert time.process_time() - started < 0.5
+    assert pool.waiting == 1
+    await asyncio.gather(*busy, waiting[0])
+
+
 async def test_waiters_are_served_in_order(postgres_url: str) -> None:
     pool = await Pool.open(postgres_url, 1)
     order: list[int] = []

@@ -4,11 +4,14 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 from storage.errors import StorageError
 from storage.postgres.pool import Pool
 from tests.running import PATIENCE
 from tests.servers.postgres import PostgresServer
+
+SCHEDULED = Path("/proc/thread-self/schedstat")
 
 
 async def until(condition: Callable[[], Awaitable[bool]], within: float = PATIENCE) -> float:
@@ -34,7 +37,7 @@ async def none_runs(server: PostgresServer, name: str) -> bool:
 
 
 class Lag:
-    """How late the event loop was, in seconds."""
+    """How late the event loop was by its own fault, in seconds."""
 
     def __init__(self) -> None:
         self.samples: list[float] = []
@@ -54,9 +57,10 @@ async def watch_lag() -> AsyncIterator[Lag]:
 
     async def sample() -> None:
         while True:
-            started = time.monotonic()
+            started, starved = time.monotonic(), _starved()
             await asyncio.sleep(every)
-            lag.samples.append(time.monotonic() - started - every)
+            late = time.monotonic() - started - every
+            lag.samples.append(late - (_starved() - starved))
 
     task = asyncio.create_task(sample())
     try:
@@ -64,6 +68,11 @@ async def watch_lag() -> AsyncIterator[Lag]:
     finally:
         task.cancel()
         await asyncio.wait((task,))
+
+
+def _starved() -> float:
+    """Seconds that this thread was ready to run, but other processes had the cores."""
+    return int(SCHEDULED.read_text().split()[1]) / 1e9
 
 
 class Load:
