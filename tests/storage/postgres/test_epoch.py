@@ -9,8 +9,8 @@ import pytest
 from storage.errors import StorageError
 from storage.models import Outcome
 from storage.postgres.engine import PostgresEngine
-from tests.servers.programs import find
 from tests.servers.postgres import PostgresServer, postgres, replica
+from tests.servers.programs import find
 from tests.storage.contract.stores import PostgresStore, numbers, opened
 
 PATIENCE = 20.0
@@ -42,7 +42,7 @@ async def test_a_restart_of_gate_and_server_keeps_the_epoch(tmp_path: Path) -> N
         epoch = store.engine.state().epoch
         await store.stored(numbers("d", "m", [1]))
         for mode in ("fast", "immediate"):
-            await server.restart(mode)  # type: ignore[arg-type]
+            await server.restart(mode)
             await settled(store, 2)
             assert store.engine.state().epoch == epoch
             assert (await store.engine.refresh()).epoch == epoch
@@ -86,7 +86,9 @@ async def test_a_failover_makes_a_new_epoch_unless_it_loses_no_commit(
 async def test_a_write_is_the_first_to_notice_a_failover(tmp_path: Path) -> None:
     async with postgres(tmp_path) as primary, replica(primary, tmp_path) as standby:
         hosts = f"127.0.0.1:{primary.port},127.0.0.1:{standby.port}"
-        async with opened(Node(f"postgresql://postgres@{hosts}/postgres?target_session_attrs=read-write")) as store:
+        async with opened(
+            Node(f"postgresql://postgres@{hosts}/postgres?target_session_attrs=read-write")
+        ) as store:
             epoch = store.engine.state().epoch
             await store.stored(numbers("d", "m", range(5)))
             await _caught_up(primary, standby)
@@ -138,9 +140,7 @@ async def test_a_log_that_steps_back_under_a_running_gate_has_a_new_epoch(
         await one.stored(numbers("d", "m", range(5)))
         epoch = one.engine.state().epoch
         # A snapshot of its disk was put back: same server, same timeline.
-        await one.ask(
-            "UPDATE tidegate.head SET head = 3; DELETE FROM tidegate.readings WHERE log_offset > 3"
-        )
+        await one.ask("UPDATE tidegate.head SET head = 3; DELETE FROM tidegate.readings WHERE log_offset > 3")
         if notice == "refresh":
             assert (await one.engine.refresh()).head == 3
         else:

@@ -122,7 +122,9 @@ async def test_days_and_months_can_follow_each_other(postgres_url: str) -> None:
         # The rest of November, then whole months.
         found = await store.partitions()
         assert "readings_2026_11" in found
-        await store.stored(numbers("d", "m", [micros("2026-11-24"), micros("2026-11-23"), micros("2026-12-05")]))
+        await store.stored(
+            numbers("d", "m", [micros("2026-11-24"), micros("2026-11-23"), micros("2026-12-05")])
+        )
         assert (await store.partitions())["readings_2026_11"] == 1
         assert (await store.partitions())["readings_rest"] == 0
     async with dated(postgres_url, daily=True) as store:
@@ -136,7 +138,9 @@ async def test_retention_drops_whole_partitions_and_the_floor_lies_above_all_tha
         first = period(NOW, daily=True).lower
         await store.stored(*(numbers(f"d{n}", "m", range(first, first + 300)) for n in range(10)))
         await store.stored(numbers("late", "m", [first + DAY + 5]), numbers("d1", "m", [first + 500]))
-        await store.stored(numbers("d2", "m", range(first + DAY + 100, first + DAY + 200)), numbers("c", "m", [7]))
+        await store.stored(
+            numbers("d2", "m", range(first + DAY + 100, first + DAY + 200)), numbers("c", "m", [7])
+        )
         store.now = NOW + 2 * DAY
         await store.engine.sweep(first + DAY)
         found = await store.partitions()
@@ -155,7 +159,9 @@ async def test_retention_drops_whole_partitions_and_the_floor_lies_above_all_tha
 
 
 @pytest.mark.parametrize("rows", [0, 1, 5_000])
-async def test_the_highest_offset_of_a_partition_is_found_whatever_lies_in_it(postgres_url: str, rows: int) -> None:
+async def test_the_highest_offset_of_a_partition_is_found_whatever_lies_in_it(
+    postgres_url: str, rows: int
+) -> None:
     async with dated(postgres_url) as store:
         for n in range(0, rows, 1_000):
             await store.stored(numbers("d", "m", range(NOW + n, NOW + min(n + 1_000, rows))))
