@@ -18,29 +18,20 @@ _LOG = (
 )
 _NAMES = "SELECT id, device, metric FROM tidegate.series WHERE id = ANY (%s::integer[])"
 # A device without series, or without readings in the range, is a row of NULLs; an unknown one is none.
-_RANGE_HEAD = (
-    "SELECT s.metric, r.ts, r.log_offset, r.num, r.kind, r.txt FROM tidegate.devices d "
+_ROWS = (
+    "s.metric, r.* FROM tidegate.devices d "
     "LEFT JOIN tidegate.series s ON s.device = d.device AND (%s OR s.metric = ANY (%s::text[])) "
-    "LEFT JOIN LATERAL (SELECT ts, log_offset, num, kind, txt FROM tidegate.readings "
+    "LEFT JOIN LATERAL tidegate.read_series(s.id, %s, %s, %s, %s, %s, %s"
 )
-# The sum keeps the planner from searching by offset.
 _RANGE = (
-    f"{_RANGE_HEAD} WHERE series = s.id AND ts >= %s AND ts < %s AND (ts, log_offset) > (%s, %s) "
-    "AND log_offset + 0 <= %s ORDER BY ts LIMIT %s) r ON true "
-    "WHERE d.device = %s ORDER BY r.ts NULLS LAST, r.log_offset LIMIT %s"
+    f"SELECT {_ROWS}, false) r ON true WHERE d.device = %s ORDER BY r.ts NULLS LAST, r.log_offset LIMIT %s"
 )
 _RANGE_DOWN = (
-    f"{_RANGE_HEAD} WHERE series = s.id AND ts >= %s AND ts < %s AND (ts, log_offset) < (%s, %s) "
-    "AND log_offset + 0 <= %s ORDER BY ts DESC LIMIT %s) r ON true "
-    "WHERE d.device = %s ORDER BY r.ts DESC NULLS LAST, r.log_offset DESC LIMIT %s"
+    f"SELECT {_ROWS}, true) r ON true WHERE d.device = %s "
+    "ORDER BY r.ts DESC NULLS LAST, r.log_offset DESC LIMIT %s"
 )
-_LATEST = (
-    "SELECT d.device, d.last_offset, s.metric, r.ts, r.num, r.kind, r.txt, r.log_offset "
-    "FROM tidegate.devices d LEFT JOIN tidegate.series s ON s.device = d.device "
-    "LEFT JOIN LATERAL (SELECT ts, num, kind, txt, log_offset FROM tidegate.readings "
-    "WHERE series = s.id ORDER BY ts DESC LIMIT 1) r ON true "
-    "WHERE d.device = ANY (%s::text[]) ORDER BY d.device, s.metric"
-)
+# A function's columns have the collation of the database.
+_LATEST = 'SELECT * FROM tidegate.read_latest(%s::text[]) ORDER BY device COLLATE "C", metric COLLATE "C"'
 _BUCKETS = (
     "SELECT b.* FROM tidegate.devices d LEFT JOIN LATERAL ("
     "SELECT s.metric, f.* FROM tidegate.series s CROSS JOIN LATERAL tidegate.buckets(s.id, %s, %s, %s, %s) f "

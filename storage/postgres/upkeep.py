@@ -5,7 +5,7 @@ from storage.postgres.pool import Pool
 
 _SWEEP_DOOMED = "SELECT tidegate.sweep_doomed(%s)"
 _EXPIRE = "SELECT removed, continue_after FROM tidegate.expire(%s, %s, %s, %s)"
-_FORGET_EXPIRED = "SELECT tidegate.forget_expired(%s, %s)"
+_FORGET_EXPIRED = "SELECT tidegate.forget_expired(%s, %s, %s)"
 _SUMMARIZE = "SELECT tidegate.summarize()"
 
 # An idempotency key keeps an answer for this long.
@@ -39,7 +39,9 @@ class Upkeep:
             while await self._expire(oldest):
                 pass
         before = now - IDEMPOTENCY_SECONDS * 1_000_000
-        await self._pool.fetch(_FORGET_EXPIRED, (before, now // 1_000_000))
+        arguments = before, now // 1_000_000, SWEEP_ROWS
+        while (await self._pool.fetch(_FORGET_EXPIRED, arguments))[0][0]:
+            pass
         await self._partitions.make()
 
     async def _expire(self, oldest: int) -> bool:

@@ -11,6 +11,48 @@ BEGIN
 END
 $$;
 
+-- At most `most` readings of one series with low <= ts < high and an offset up to `until`, that follow the
+-- place (ts, offset) in their order. A page costs a page: no plan may read all to sort it.
+CREATE FUNCTION tidegate.read_series(
+    sid integer, low bigint, high bigint, after_ts bigint, after_offset bigint, until bigint, most integer,
+    descending boolean
+) RETURNS TABLE (ts bigint, log_offset bigint, num double precision, kind smallint, txt text)
+LANGUAGE plpgsql STABLE ROWS 100
+SET enable_sort = off SET enable_seqscan = off SET enable_bitmapscan = off AS $$
+BEGIN
+    IF descending THEN
+        RETURN QUERY
+        SELECT r.ts, r.log_offset, r.num, r.kind, r.txt FROM tidegate.readings r
+        WHERE r.series = sid AND r.ts >= low AND r.ts < high AND (r.ts, r.log_offset) < (after_ts, after_offset)
+              AND r.log_offset <= until ORDER BY r.ts DESC LIMIT most;
+    ELSE
+        RETURN QUERY
+        SELECT r.ts, r.log_offset, r.num, r.kind, r.txt FROM tidegate.readings r
+        WHERE r.series = sid AND r.ts >= low AND r.ts < high AND (r.ts, r.log_offset) > (after_ts, after_offset)
+              AND r.log_offset <= until ORDER BY r.ts LIMIT most;
+    END IF;
+END
+$$;
+
+-- The newest reading of each series of some devices; a row of NULLs for a device that has none.
+CREATE FUNCTION tidegate.read_latest(wanted text[])
+RETURNS TABLE (
+    device text, last_offset bigint, metric text,
+    ts bigint, num double precision, kind smallint, txt text, log_offset bigint
+) LANGUAGE plpgsql STABLE ROWS 100
+SET enable_sort = off SET enable_seqscan = off SET enable_bitmapscan = off AS $$
+BEGIN
+    RETURN QUERY
+    SELECT d.device, d.last_offset, s.metric, r.ts, r.num, r.kind, r.txt, r.log_offset
+    FROM unnest(wanted) u(device) JOIN tidegate.devices d ON d.device = u.device
+    LEFT JOIN tidegate.series s ON s.device = d.device
+    LEFT JOIN LATERAL (
+        SELECT q.ts, q.num, q.kind, q.txt, q.log_offset FROM tidegate.readings q
+        WHERE q.series = s.id ORDER BY q.ts DESC LIMIT 1
+    ) r ON true;
+END
+$$;
+
 -- Figures of the numbers of one series, bucket by bucket, at most `most` of them: from one bucket that has
 -- numbers to the next, so that empty stretches cost one look-up. The kinds say what is an integer.
 CREATE FUNCTION tidegate.buckets(sid integer, low bigint, high bigint, every bigint, most integer)
@@ -18,7 +60,8 @@ RETURNS TABLE (
     bucket bigint, average double precision, total double precision, quantity bigint,
     smallest double precision, smallest_kind integer, largest double precision, largest_kind integer,
     earliest double precision, earliest_kind smallint, latest double precision, latest_kind smallint
-) LANGUAGE plpgsql STABLE AS $$
+) LANGUAGE plpgsql STABLE
+SET enable_sort = off SET enable_seqscan = off SET enable_bitmapscan = off AS $$
 DECLARE
     at       bigint;
     from_ts  bigint;

@@ -17,8 +17,9 @@ END
 $$;
 
 -- Remove at most `most` readings of one deleted series; whether there may be more to do.
+-- No sort: every partition gives its rows in order.
 CREATE FUNCTION tidegate.sweep_doomed(most integer)
-RETURNS boolean LANGUAGE plpgsql AS $$
+RETURNS boolean LANGUAGE plpgsql SET enable_sort = off SET enable_seqscan = off AS $$
 DECLARE
     sid  integer;
     upto bigint;
@@ -44,7 +45,7 @@ $$;
 CREATE FUNCTION tidegate.expire(
     oldest bigint, after_series integer, most_series integer, most integer,
     OUT removed integer, OUT continue_after integer
-) LANGUAGE plpgsql AS $$
+) LANGUAGE plpgsql SET enable_sort = off SET enable_seqscan = off AS $$
 DECLARE
     sid     integer;
     upto    bigint;
@@ -159,10 +160,21 @@ RETURNS bigint LANGUAGE sql AS $$
     WHERE a.amname = 'brin' AND h.inhparent = 'tidegate.readings'::regclass
 $$;
 
--- Drop what has had its time: idempotency keys, revocations, what gone processes have committed last.
-CREATE FUNCTION tidegate.forget_expired(keys_before bigint, now_seconds bigint)
-RETURNS void LANGUAGE sql AS $$
-    DELETE FROM tidegate.idempotency WHERE created < keys_before;
-    DELETE FROM tidegate.revocations WHERE expires < now_seconds;
+-- Drop what has had its time, at most `most` of a kind: idempotency keys, revocations, what processes that
+-- are gone have committed last. Whether there may be more.
+CREATE FUNCTION tidegate.forget_expired(keys_before bigint, now_seconds bigint, most integer)
+RETURNS boolean LANGUAGE plpgsql SET enable_seqscan = off AS $$
+DECLARE
+    keys  integer;
+    ended integer;
+BEGIN
+    DELETE FROM tidegate.idempotency WHERE ctid = ANY (ARRAY(
+        SELECT i.ctid FROM tidegate.idempotency i WHERE i.created < keys_before ORDER BY i.created LIMIT most));
+    GET DIAGNOSTICS keys = ROW_COUNT;
+    DELETE FROM tidegate.revocations WHERE ctid = ANY (ARRAY(
+        SELECT r.ctid FROM tidegate.revocations r WHERE r.expires < now_seconds ORDER BY r.expires LIMIT most));
+    GET DIAGNOSTICS ended = ROW_COUNT;
     DELETE FROM tidegate.writers WHERE seen < now() - interval '7 days';
+    RETURN keys = most OR ended = most;
+END
 $$;

@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import apsw
 import psycopg2
@@ -24,6 +24,7 @@ from storage.sqlite.writer import Writer as SqliteWriter
 EVERYTHING = Selection([], [parse_pattern(">")])
 DAY = 24 * 3600 * 1_000_000
 Rows = list[tuple[Any, ...]]
+S = TypeVar("S", bound="Store")
 
 
 def write(
@@ -214,7 +215,7 @@ Fresh = Callable[[], AbstractAsyncContextManager[Store]]
 
 
 @asynccontextmanager
-async def opened(made: Store) -> AsyncIterator[Store]:
+async def opened(made: S) -> AsyncIterator[S]:
     """The store, open; closed at the end."""
     await made.open()
     try:

@@ -32,6 +32,10 @@ class Tap:
         port = self._server.sockets[0].getsockname()[1]
         return self._parts._replace(netloc=f"{self._parts.username}@127.0.0.1:{port}").geturl()
 
+    def armed(self) -> bool:
+        """Whether the fault is still to come."""
+        return self.fault is not None
+
     def release(self) -> None:
         """Let what was held back go on."""
         self._released.set()

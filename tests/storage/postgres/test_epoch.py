@@ -9,8 +9,8 @@ import pytest
 from storage.errors import StorageError
 from storage.models import Outcome
 from storage.postgres.engine import PostgresEngine
-from tests.servers.programs import find
 from tests.servers.postgres import PostgresServer, postgres, replica
+from tests.servers.programs import find
 from tests.storage.contract.stores import PostgresStore, numbers, opened
 
 PATIENCE = 20.0
@@ -42,7 +42,7 @@ async def test_a_restart_of_gate_and_server_keeps_the_epoch(tmp_path: Path) -> N
         epoch = store.engine.state().epoch
         await store.stored(numbers("d", "m", [1]))
         for mode in ("fast", "immediate"):
-            await server.restart(mode)  # type: ignore[arg-type]
+            await server.restart(mode)
             await settled(store, 2)
             assert store.engine.state().epoch == epoch
             assert (await store.engine.refresh()).epoch == epoch

@@ -18,6 +18,7 @@ import pytest
 from storage.log import Range
 from storage.models import Client, Draft, Idempotency, Revocation
 from storage.patterns import Selection, parse_pattern
+from storage.postgres.reader import SEARCH_ROWS
 from tests.running import ROOT
 from tests.servers.postgres import PostgresServer, postgres
 from tests.storage.contract.stores import DAY, EVERYTHING, PostgresStore, numbers, opened, write
@@ -36,8 +37,10 @@ EXPLAINING = {
 }
 # So many rows are a page of what was asked for; all tables that matter here are larger.
 PAGE = 1_500
+# Where few of so many rows are wanted an index is always the shorter way.
+SMALL = 15_000
 NOW = 1_700_000_000_000_000
-DEVICES = 3_000
+DEVICES = 20_000
 # Modules whose statements are about the few rows of the catalog, or stand before those of others.
 APART = {"schema", "dialing", "connection"}
 # Statements that may read a whole table all the same: what is made of a whole table anyway.
@@ -84,26 +87,32 @@ def steps(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield from steps(inner)
 
 
-def faults(plan: dict[str, Any]) -> list[str]:
-    """What is wrong with a plan."""
-    bad = []
+def faults(plan: dict[str, Any], *, analyzed: bool = True) -> list[str]:
+    """What is wrong with a plan; `analyzed`: the planner had statistics."""
+    bad: list[str] = []
     if ALLOWED.search(plan["Query Text"]):
         return bad
     for step in steps(plan["Plan"]):
-        loops = step.get("Actual Loops", 1)
-        rows = step.get("Actual Rows", 0) + step.get("Rows Removed by Filter", 0)
         kind = step["Node Type"]
-        if kind == "Seq Scan" and rows * loops > PAGE:
-            bad.append(f"reads all of {step['Relation Name']}, {rows * loops} rows")
+        loops = step.get("Actual Loops", 1)
+        given = step.get("Actual Rows", 0) * loops
+        dropped = step.get("Rows Removed by Filter", 0) * loops
         if (
-            kind in ("Sort", "Incremental Sort")
-            and rows * loops > PAGE
-            and step["Plans"][0]["Node Type"] != "Function Scan"
+            kind == "Seq Scan"
+            and given + dropped > PAGE
+            and _matters(step["Relation Name"], given, dropped, analyzed)
         ):
-            bad.append(f"sorts {rows * loops} rows")
-        if kind in ("Index Scan", "Index Only Scan") and step.get("Rows Removed by Filter", 0) * loops > PAGE:
+            bad.append(f"reads all of {step['Relation Name']}, {given + dropped} rows")
+        if "Sort" in kind and step["Plans"][0]["Actual Rows"] > SEARCH_ROWS:
+            bad.append(f"sorts {step['Plans'][0]['Actual Rows']} rows")
+        if kind in ("Index Scan", "Index Only Scan") and dropped > PAGE:
             bad.append(f"reads rows that it throws away, by {step['Index Name']}")
     return bad
+
+
+def _matters(table: str, given: int, dropped: int, analyzed: bool) -> bool:
+    """Whether reading all of a table is wrong: readings always; others where few of many rows are wanted."""
+    return table.startswith("readings") or (analyzed and given + dropped > SMALL and dropped >= 20 * given)
 
 
 async def work(store: PostgresStore) -> None:
@@ -112,7 +121,7 @@ async def work(store: PostgresStore) -> None:
     head = engine.state().head
     few: list[Draft] = [("d00005", "m", NOW + 10**9 + n, n) for n in range(50)]
     given: list[Draft] = [("d00007", "m", None, n) for n in range(50)]
-    await store.stored(write(*few), write(*given, received=NOW), numbers("fresh", "m", [NOW]))
+    await store.stored(write(*few), write(*given, received=NOW), numbers("fresh", "m", [NOW + head]))
     await store.append(numbers("d00005", "m", range(NOW + 10**9, NOW + 10**9 + 60), 7))
     await store.append(write(*given, received=NOW, strict=True, idempotency=Idempotency("p", "k", b"")))
     await engine.read_from(head // 2, engine.state().head, 100, EVERYTHING)
@@ -125,7 +134,7 @@ async def work(store: PostgresStore) -> None:
     await engine.buckets(Range("d00005", (), NOW, NOW + DAY), DAY // 24, ("avg",), None, 50)
     await engine.latest("d00005")
     every = Selection([], [parse_pattern(">")])
-    few_devices = Selection([parse_pattern("d0000*")], [parse_pattern("*")])
+    few_devices = Selection([parse_pattern("d00042")], [parse_pattern("*")])
     for selection in (every, few_devices, Selection([parse_pattern("fresh")], [parse_pattern(">")])):
         await engine.latest_page(selection, "", 50)
         await engine.devices(selection, "d00100", 50)
@@ -139,29 +148,32 @@ async def work(store: PostgresStore) -> None:
     await engine.revoke(Revocation("token", "c", 1, 2**40))
     await engine.revocations()
     await engine.ping()
+    await store.ask("UPDATE tidegate.head SET started = '-infinity'")
     await engine.refresh()
     await engine.delete_device("d00005", readings=True)
     await engine.delete_device("fresh", readings=False)
     await engine.sweep(NOW - 40 * DAY)
     await engine._upkeep.summarize(0)
     # A commit whose answer was lost, as seen from here.
-    engine._writer._unsettled = [numbers("d00009", "m", [NOW + 10**10])]
-    await engine._writer._append_new(engine._writer._unsettled, 5)
+    lost = numbers("d00009", "m", [10**10 + head])
+    await store.stored(lost)
     engine._writer._number -= 1
+    engine._writer._unsettled = [lost]
     assert await engine._writer.settle() is not None
 
 
 async def fill(server: PostgresServer) -> None:
     """Many devices with a few readings each, one with many, in several partitions and outside of all."""
+    await server.query(f"SELECT tidegate.add_partition('readings_old', {NOW - 60 * DAY}, {NOW - 40 * DAY})")
     await server.query(
         "INSERT INTO tidegate.devices SELECT 'd' || lpad(n::text, 5, '0'), '', '{}', 0, 0, 0 "
         f"FROM generate_series(1, {DEVICES}) n; "
-        "INSERT INTO tidegate.series (device, metric) SELECT device, m FROM tidegate.devices, unnest('{m,n}'::text[]) m "
-        "ORDER BY 1, 2;"
+        "INSERT INTO tidegate.series (device, metric) "
+        "SELECT device, m FROM tidegate.devices, unnest('{m,n}'::text[]) m ORDER BY 1, 2;"
         "INSERT INTO tidegate.readings SELECT row_number() OVER (), ts, 1, series, 1 FROM ("
         f"SELECT {NOW} - n * 86400000000 * 11 + series AS ts, series "
-        f"FROM generate_series(0, 9) n, generate_series(1, {2 * DEVICES}) series UNION ALL "
-        f"SELECT {NOW} + n, 9 FROM generate_series(100000, 110000) n) r;"
+        f"FROM generate_series(0, 4) n, generate_series(1, {2 * DEVICES}) series UNION ALL "
+        f"SELECT {NOW} + n, 9 FROM generate_series(100000, 125000) n) r;"
         "INSERT INTO tidegate.idempotency SELECT 'p', n::text, '', 1, 0, '{}', 1, "
         f"{NOW} + n FROM generate_series(1, {DEVICES}) n;"
         "INSERT INTO tidegate.revocations SELECT 'token', n::text, 1, 1000 "
@@ -176,8 +188,8 @@ async def test_no_statement_reads_a_whole_table_or_sorts_one(tmp_path: Path) -> 
         store.now = NOW
         async with opened(store):
             pass
+        texts = [plan["Query Text"] for plan in plans(await asyncio.to_thread(server.log.read_text))]
         await fill(server)
-        seen = 0
         for analyzed in (False, True):
             if analyzed:
                 await server.query("ANALYZE")
@@ -186,9 +198,11 @@ async def test_no_statement_reads_a_whole_table_or_sorts_one(tmp_path: Path) -> 
                 await work(store)
             log = (await asyncio.to_thread(server.log.read_text))[seen:]
             found = list(plans(log))
-            bad = {plan["Query Text"]: wrong for plan in found if (wrong := faults(plan))}
-            assert bad == {}, (analyzed, bad)
-            check_all_were_seen([plan["Query Text"] for plan in found])
+            bad = [(plan["Query Text"][:300], faults(plan, analyzed=analyzed)) for plan in found]
+            told = [f"{text}\n    {wrong}" for text, wrong in bad if wrong]
+            assert not told, "\n".join(told)
+            texts += [plan["Query Text"] for plan in found]
+        assert not unseen(texts)
         idle = await server.query(
             "SELECT proname FROM pg_proc p WHERE pronamespace = 'tidegate'::regnamespace AND NOT EXISTS "
             "(SELECT FROM pg_stat_user_functions s WHERE s.funcid = p.oid) AND prolang <> "
@@ -197,14 +211,14 @@ async def test_no_statement_reads_a_whole_table_or_sorts_one(tmp_path: Path) -> 
         assert idle == []
 
 
-def check_all_were_seen(texts: list[str]) -> None:
-    """Every statement of the engine is among those whose plan was looked at."""
+def unseen(texts: list[str]) -> list[tuple[str, str]]:
+    """Statements of the engine that are not among those whose plan was looked at."""
     missing = []
     for name, sql in constants().items():
         pattern = re.compile(re.escape(sql).replace("%s", ".*"), re.DOTALL)
         if not any(pattern.fullmatch(text) for text in texts):
             missing.append(name)
-    assert not missing
+    return missing
 
 
 @pytest.mark.parametrize("module", sorted(path.stem for path in FOLDER.glob("*.py")))
@@ -220,8 +234,8 @@ def test_every_statement_stands_in_a_constant_where_the_check_finds_it(module: s
         "SELECT * FROM tidegate.readings WHERE ts < 5",
         f"SELECT * FROM tidegate.readings WHERE series = 9 AND ts > {NOW} ORDER BY log_offset",
         "SELECT * FROM tidegate.idempotency WHERE digest = 'x'",
-        "SELECT * FROM tidegate.series WHERE metric = 'm' LIMIT 1 OFFSET 2000",
-        "SELECT * FROM tidegate.devices ORDER BY created_at LIMIT 3",
+        "SELECT * FROM tidegate.series WHERE given = 7",
+        "SELECT * FROM tidegate.series ORDER BY given, id",
         "SELECT tidegate.planted()",
     ],
 )
