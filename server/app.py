@@ -25,6 +25,7 @@ from handlers.tokens import TokenHandlers
 from handlers.writing import Writing
 from server import compat, identity, logs, routes
 from server.admissions import Admissions
+from server.control import ParentLink
 from server.cors import Cors
 from server.dispatch import Dispatch, Endpoint
 from server.encoding import Encoder
@@ -38,7 +39,7 @@ from server.metrics import Metrics
 from server.protocol import GateServer
 from server.router import Router
 from server.settings import Settings
-from server.totals import Family, Merge
+from server.totals import Merge
 from storage.cache import LatestCache
 from storage.commit import GroupCommit
 from storage.engine import Engine
@@ -46,8 +47,6 @@ from storage.errors import StorageError, Unavailable
 from storage.models import Batch
 
 _log = logging.getLogger("tidegate.app")
-
-Together = Callable[[], Awaitable[list[Family]]]
 
 # Seconds a transaction may take before its writers are told that its outcome is unknown.
 COMMIT_DEADLINE = 8.0
@@ -77,11 +76,11 @@ class Gate:
         log: logs.Logs,
         fail: Callable[[], None],
         ring: KeyRing,
-        together: Together | None,
+        parent: ParentLink | None,
     ) -> None:
         self._settings = settings
         self._fail = fail
-        self._together = together
+        self._parent = parent
         # Set it to have the key files read again.
         self.reload = asyncio.Event()
         self.engine = engine
@@ -174,18 +173,18 @@ class Gate:
         settings: Settings,
         log: logs.Logs,
         fail: Callable[[], None],
-        together: Together | None = None,
+        parent: ParentLink | None = None,
     ) -> AsyncIterator["Gate"]:
         """Build the parts, and close them in reverse. `fail` is called if one of them breaks.
 
-        `together`: gives the figures of all workers, where there are several.
+        `parent`: where this is one of several workers.
         """
         async with AsyncExitStack() as stack:
             engine = await open_engine(settings)
             stack.push_async_callback(engine.close)
             session = await stack.enter_async_context(aiohttp.ClientSession())
             ring = await asyncio.to_thread(identity.key_ring, settings)
-            gate = cls(settings, engine, session, log, fail, ring, together)
+            gate = cls(settings, engine, session, log, fail, ring, parent)
             stack.push_async_callback(gate.verifier.close)
             stack.push_async_callback(gate.cache.close)
             stack.push_async_callback(gate.commit.close)
@@ -254,8 +253,8 @@ class Gate:
     async def _render(self, accept: str) -> tuple[bytes, str]:
         # The routes are there before the metrics that count them.
         metrics, families = self.metrics, None
-        if self._together is not None:
-            families = await self._together()
+        if self._parent is not None:
+            families = await self._parent.figures()
         # It takes milliseconds and reads files of the kernel.
         return await asyncio.to_thread(metrics.render, accept, families)
 
