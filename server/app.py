@@ -25,6 +25,7 @@ from handlers.tokens import TokenHandlers
 from handlers.writing import Writing
 from server import compat, identity, logs, routes
 from server.admissions import Admissions
+from server.control import ParentLink
 from server.cors import Cors
 from server.dispatch import Dispatch, Endpoint
 from server.encoding import Encoder
@@ -38,9 +39,13 @@ from server.metrics import Metrics
 from server.protocol import GateServer
 from server.router import Router
 from server.settings import Settings
+<<<<<<< HEAD
 from server.shared import Shared
 from server.totals import Family, Merge
 from storage.broker import CacheCleared, Committed, DeviceForgotten, Message, Revoked
+=======
+from server.totals import Merge
+>>>>>>> workers
 from storage.cache import LatestCache
 from storage.commit import GroupCommit
 from storage.engine import Engine
@@ -48,8 +53,6 @@ from storage.errors import StorageError, Unavailable
 from storage.models import Batch, Revocation
 
 _log = logging.getLogger("tidegate.app")
-
-Together = Callable[[], Awaitable[list[Family]]]
 
 # Seconds a transaction may take before its writers are told that its outcome is unknown.
 COMMIT_DEADLINE = 8.0
@@ -79,13 +82,17 @@ class Gate:
         log: logs.Logs,
         fail: Callable[[], None],
         ring: KeyRing,
+<<<<<<< HEAD
         shared: Shared,
         together: Together | None,
+=======
+        parent: ParentLink | None,
+>>>>>>> workers
     ) -> None:
         self._settings = settings
         self._shared = shared
         self._fail = fail
-        self._together = together
+        self._parent = parent
         # Set it to have the key files read again.
         self.reload = asyncio.Event()
         self.engine = engine
@@ -190,19 +197,23 @@ class Gate:
         settings: Settings,
         log: logs.Logs,
         fail: Callable[[], None],
-        together: Together | None = None,
+        parent: ParentLink | None = None,
     ) -> AsyncIterator["Gate"]:
         """Build the parts, and close them in reverse. `fail` is called if one of them breaks.
 
-        `together`: gives the figures of all workers, where there are several.
+        `parent`: where this is one of several workers.
         """
         async with AsyncExitStack() as stack:
             engine = await open_engine(settings)
             stack.push_async_callback(engine.close)
             session = await stack.enter_async_context(aiohttp.ClientSession())
             ring = await asyncio.to_thread(identity.key_ring, settings)
+<<<<<<< HEAD
             shared = await stack.enter_async_context(Shared.open(settings))
             gate = cls(settings, engine, session, log, fail, ring, shared, together)
+=======
+            gate = cls(settings, engine, session, log, fail, ring, parent)
+>>>>>>> workers
             stack.push_async_callback(gate.verifier.close)
             stack.push_async_callback(gate.cache.close)
             stack.push_async_callback(gate.commit.close)
@@ -297,8 +308,8 @@ class Gate:
     async def _render(self, accept: str) -> tuple[bytes, str]:
         # The routes are there before the metrics that count them.
         metrics, families = self.metrics, None
-        if self._together is not None:
-            families = await self._together()
+        if self._parent is not None:
+            families = await self._parent.figures()
         # It takes milliseconds and reads files of the kernel.
         return await asyncio.to_thread(metrics.render, accept, families)
 

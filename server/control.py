@@ -14,6 +14,8 @@ from storage.errors import Unavailable
 
 _log = logging.getLogger("tidegate.control")
 
+# Seconds that the parent may take to gather the figures of all.
+COLLECT_DEADLINE = 2.0
 # Bytes that say how long a message is.
 _LENGTH = 4
 
@@ -159,3 +161,15 @@ class Channel(asyncio.Protocol):
             return
         data = _encode(_Frame(number, message))
         self._transport.write(len(data).to_bytes(_LENGTH, "big") + data)
+
+
+class ParentLink:
+    """What a worker can ask of its parent."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+
+    async def figures(self) -> list[Family]:
+        """The figures of all workers. Unavailable."""
+        answer = await self._channel.ask(Collect(), COLLECT_DEADLINE)
+        return answer.families if type(answer) is Figures else []

@@ -11,16 +11,13 @@ from msgspec import Struct
 
 from server import logs
 from server.app import Gate
-from server.control import Beat, Channel, Collect, Failed, Figures, Message, Ready
+from server.control import Beat, Channel, Failed, Figures, Message, ParentLink, Ready
 from server.serving import Life, accepting, allow_files, settle
 from server.settings import Settings
-from server.totals import Family
 
 _log = logging.getLogger("tidegate.worker")
 
 BEAT_EVERY = 0.5
-# Seconds that the parent may take to gather the figures of all.
-COLLECT_DEADLINE = 2.0
 # Seconds that the last words may take.
 LAST_WORDS = 0.5
 
@@ -54,11 +51,6 @@ class _Worker:
         self._life = life
         self._leaving = False
         self._alone = asyncio.Event()
-
-    async def together(self) -> list[Family]:
-        """The figures of all workers."""
-        answer = await self.channel.ask(Collect(), COLLECT_DEADLINE)
-        return answer.families if isinstance(answer, Figures) else []
 
     async def beat(self) -> None:
         """Tell the parent that the loop turns."""
@@ -106,7 +98,7 @@ async def work(settings: Settings, post: Post) -> None:
         main, apart = [[socket.socket(fileno=fd) for fd in fds] for fds in (post.main, post.apart)]
         try:
             async with (
-                Gate.open(settings, log, life.fail, worker.together) as gate,
+                Gate.open(settings, log, life.fail, ParentLink(worker.channel)) as gate,
                 accepting(gate, settings, main, apart, life),
             ):
                 worker.gate = gate

@@ -5,7 +5,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,21 @@ class Crowd:
     async def logged(self, message: str, count: int = 1, within: float = PATIENCE) -> None:
         """Wait until this was logged so often."""
         await until(lambda: self.text().count(f'"message":"{message}"') >= count, within, message)
+
+    async def replaced(self, killed: Sequence[int], count: int = 2) -> None:
+        """Wait until all slots are served, and none by these."""
+
+        def served() -> bool:
+            return not set(killed) & set(self.pids()) and len(self.pids()) == count
+
+        await until(served, 30, f"{killed} are replaced")
+        await self.serving(count)
+
+    async def serving(self, count: int) -> None:
+        """Wait until so many workers serve, as the parent sees it."""
+        async with asyncio.timeout(30):
+            while (await self.figures())["tidegate_workers"] != count:
+                await asyncio.sleep(0.05)
 
     async def figures(self, path: str = "/metrics") -> dict[str, float]:
         """The figures of /metrics, by name and labels as they stand there."""

@@ -16,23 +16,6 @@ from tests.servers.programs import free_port
 LIVEZ = request("GET", "/livez")
 
 
-async def replaced(crowd: Crowd, killed: list[int], count: int = 2) -> None:
-    """Wait until all slots are served, and none by these."""
-
-    def served() -> bool:
-        return not set(killed) & set(crowd.pids()) and len(crowd.pids()) == count
-
-    await until(served, 30, f"{killed} are replaced")
-    await serving(crowd, count)
-
-
-async def serving(crowd: Crowd, count: int) -> None:
-    """Wait until so many workers serve, as the parent sees it."""
-    async with asyncio.timeout(30):
-        while (await crowd.figures())["tidegate_workers"] != count:
-            await asyncio.sleep(0.05)
-
-
 async def answers(crowd: Crowd, count: int) -> list[int]:
     """The statuses that so many new connections get, each within 5 s."""
     connections = [await Raw.open(crowd.port) for _ in range(count)]
@@ -97,7 +80,7 @@ async def test_workers_are_killed_under_load_and_only_requests_in_flight_fail(
             assert len(load.failures) == failed
             pid = chance.choice(crowd.pids())
             os.kill(pid, signal.SIGKILL)
-            await replaced(crowd, [pid])
+            await crowd.replaced([pid])
             # At most one each, and none later than the death of its worker.
             failed, before = len(load.failures), failed
             assert failed - before <= len(load.clients), load.failures
@@ -128,11 +111,12 @@ async def test_a_slot_without_a_worker_says_so_and_the_others_serve_on(
             await asyncio.sleep(3)
             figures = await crowd.figures()
             # It is tried again and again, ever more slowly: 0.1, 0.2, 0.4 ... seconds and its own time.
-            assert 1 <= figures["tidegate_worker_starts_total"] - begun <= 6
+            assert figures["tidegate_worker_starts_total"] - begun <= 6
+            await crowd.logged("a worker did not start", 3)
             assert figures["tidegate_workers"] == 1
             assert figures["tidegate_worker_refusals_total"] > 0
             assert crowd.workers()[1] == workers[1]
-        await serving(crowd, 2)
+        await crowd.serving(2)
         assert set(await answers(crowd, 40)) == {200}
 
 
@@ -141,7 +125,7 @@ async def test_a_worker_that_is_stuck_is_replaced(tmp_path: Path, postgres_url: 
         stuck, other = crowd.workers()[1][0], crowd.workers()[0][0]
         os.kill(stuck, signal.SIGSTOP)
         await crowd.logged("a worker is stuck")
-        await replaced(crowd, [stuck])
+        await crowd.replaced([stuck])
         assert crowd.workers()[0] == [other]
         assert set(await answers(crowd, 20)) == {200}
 
@@ -155,7 +139,7 @@ async def test_a_parent_that_stood_still_kills_nobody_for_it(tmp_path: Path, pos
         crowd.gate.signal(signal.SIGCONT)
         # It still watches.
         os.kill(before[1][0], signal.SIGSTOP)
-        await replaced(crowd, before[1])
+        await crowd.replaced(before[1])
         assert crowd.workers()[0] == before[0]
         assert crowd.text().count("a worker is stuck") == 1
 
@@ -169,7 +153,7 @@ async def test_a_worker_that_dies_while_its_successor_starts_leaves_one(
         await until(lambda: len(crowd.pids()) == 3, what="a successor")
         os.kill(before[0][0], signal.SIGKILL)
         await crowd.logged(RENEWED)
-        await serving(crowd, 2)
+        await crowd.serving(2)
         await until(lambda: len(crowd.pids()) == 2, what="two workers")
 
 
@@ -220,7 +204,7 @@ async def test_counters_never_go_backwards_though_workers_end(tmp_path: Path, po
             assert (await crowd.figures())[ANSWERED] == asked
         killed = crowd.pids()[0]
         os.kill(killed, signal.SIGKILL)
-        await replaced(crowd, [killed])
+        await crowd.replaced([killed])
         assert (await crowd.figures())[ANSWERED] == asked
         stopped = crowd.pids()[0]
         os.kill(stopped, signal.SIGSTOP)
