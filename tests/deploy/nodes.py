@@ -60,7 +60,7 @@ class Nodes:
         return next(node.gate for node in self.nodes if node.gate is not None).token()
 
     async def take_out(self, node: Node) -> None:
-        """As docs/operations.md has it: `down` behind its name, reload, until no old worker of nginx is left."""
+        """As docs/operations.md has it: `down` behind its name, a reload, and no old worker is left."""
         await self._edit(f"127.0.0.1:{node.port} ", f"127.0.0.1:{node.port} down ")
 
     async def put_back(self, node: Node) -> None:
