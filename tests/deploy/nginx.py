@@ -3,6 +3,7 @@
 import asyncio
 import os
 import shutil
+import signal
 import socket
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -26,6 +27,18 @@ class Proxy:
     def url(self) -> str:
         """Where it listens."""
         return f"http://127.0.0.1:{self.port}"
+
+    async def reload(self) -> None:
+        """Take the configuration anew (what `nginx -s reload` does); wait until the old workers have gone."""
+        old = self._workers()
+        self.process.send_signal(signal.SIGHUP)
+        async with asyncio.timeout(60):
+            while old & self._workers() or not self._workers():
+                await asyncio.sleep(0.02)
+
+    def _workers(self) -> set[int]:
+        pid = self.process.pid
+        return {int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()}
 
     def logged(self) -> str:
         """All that it has logged: requests, errors, and what it said on stderr."""

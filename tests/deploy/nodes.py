@@ -59,6 +59,22 @@ class Nodes:
         """One for everything."""
         return next(node.gate for node in self.nodes if node.gate is not None).token()
 
+    async def take_out(self, node: Node) -> None:
+        """As docs/operations.md has it: `down` behind its name, a reload, and no old worker is left."""
+        await self._edit(f"127.0.0.1:{node.port} ", f"127.0.0.1:{node.port} down ")
+
+    async def put_back(self, node: Node) -> None:
+        """Undo it."""
+        await self._edit(f"127.0.0.1:{node.port} down ", f"127.0.0.1:{node.port} ")
+
+    async def _edit(self, old: str, new: str) -> None:
+        gates = self.proxy.folder / "tidegate" / "gates.conf"
+        text = gates.read_text()
+        # Once in each list.
+        assert text.count(old) == 2
+        gates.write_text(text.replace(old, new))
+        await self.proxy.reload()
+
     async def stored(self) -> list[Row]:
         """The log, of which both gates tell the same."""
         logs: list[list[Row]] = []

@@ -3,7 +3,7 @@
 import asyncio
 import signal
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -36,9 +36,6 @@ async def test_gates_come_and_go_and_nothing_that_was_answered_is_lost(
         place = Place(nodes.proxy.port, nodes.token())
         place.up.set()
 
-        def acked() -> int:
-            return sum(len(writer.acked) for writer in writers)
-
         async with asyncio.TaskGroup() as following:
             for follower in followers:
                 following.create_task(follower.run(place))
@@ -46,15 +43,15 @@ async def test_gates_come_and_go_and_nothing_that_was_answered_is_lost(
                 for writer in writers:
                     writing.create_task(writer.run(stop))
                 for node, number in zip(nodes.nodes, (signal.SIGKILL, signal.SIGTERM), strict=True):
-                    await _more(acked, 300)
+                    await _more(writers, 300)
                     await node.end(number)
-                    await _more(acked, 300)
+                    await _more(writers, 300)
                     await node.start()
-                await _more(acked, 300)
+                await _more(writers, 300)
                 stop.set()
             log = await nodes.stored()
             for follower in followers:
-                await _reach(lambda trace=follower.trace: len(trace.record), len(log))
+                await _reach(follower.trace.record.__len__, len(log))
             place.over = True
             for node in nodes.nodes:
                 await node.end(signal.SIGTERM)
@@ -71,9 +68,40 @@ async def test_gates_come_and_go_and_nothing_that_was_answered_is_lost(
         assert differences(follower.trace.record, log, EVERYTHING, 0) == []
 
 
-async def _more(count: Callable[[], int], more: int) -> None:
-    """Wait until there are so many more."""
-    await _reach(count, count() + more)
+async def test_a_rolling_upgrade_by_the_book_is_not_noticed(tmp_path: Path, postgres_url: str) -> None:
+    """Promise: docs/operations.md, a new version. No write is answered otherwise than by 200.
+
+    What HTTP leaves to clients remains: a connection that was closed while idle.
+    """
+    async with two_nodes(tmp_path, DATABASE_URL=postgres_url) as nodes:
+        stop = asyncio.Event()
+        writers = [Writer(nodes, f"d{number}", keyed=False) for number in range(8)]
+        async with asyncio.TaskGroup() as writing:
+            for writer in writers:
+                writing.create_task(writer.run(stop))
+            for node in nodes.nodes:
+                await _more(writers, 200)
+                await nodes.take_out(node)
+                await _more(writers, 200)
+                await node.end(signal.SIGTERM)
+                await node.start()
+                await nodes.put_back(node)
+            await _more(writers, 200)
+            stop.set()
+        log = await nodes.stored()
+    answers = sum((writer.answers for writer in writers), Counter[int]())
+    assert answers.keys() <= {200, 0}, answers
+    assert answers[0] <= 4 * len(writers), answers
+    assert sum(len(writer.acked) for writer in writers) == len(log)
+
+
+async def _more(writers: Sequence[Writer], more: int) -> None:
+    """Wait until so many more were answered."""
+
+    def acked() -> int:
+        return sum(len(writer.acked) for writer in writers)
+
+    await _reach(acked, acked() + more)
 
 
 async def _reach(count: Callable[[], int], goal: int) -> None:
