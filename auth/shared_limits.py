@@ -25,7 +25,7 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from auth.rate_limit import KEYS_MAX, TOLERANCE, Limiter, LimitExceeded, Policy
 from storage.counters import BEAT, SILENCE, Counters, Spent
@@ -35,6 +35,9 @@ _log = logging.getLogger("tidegate.limits")
 
 # Seconds after which somebody who has spent a lease is asked to come again.
 _LEASE_WAIT = 0.05
+# Seconds between two looks at the settlement, and looks without an answer after which each decides alone.
+LOOK = 0.1
+LOOKS_MAX = 4
 # Keys of one settlement, so that many of them do not hold up the loop.
 KEYS_AT_ONCE = 500
 
@@ -173,8 +176,11 @@ class Settlement:
         self._counters = counters
         self._limiters: dict[str, SharedLimiter] = {}
         self._work = asyncio.Event()
-        # It is time for a beat.
-        self._due = False
+        # Loop time of the next beat.
+        self._due = 0.0
+        # An answer is awaited, and looks since then.
+        self._asked = False
+        self._silent = 0
         # What was counted lately: an account that has just begun knows only those who were quick.
         self._counted: deque[int] = deque([1], maxlen=math.ceil(SILENCE / BEAT))
         self.healthy = False
@@ -193,14 +199,14 @@ class Settlement:
 
     async def beat(self) -> None:
         """Be counted, learn how many others there are, settle everything. StorageError."""
-        await self._counters.settle(())
+        await self._ask(())
         self._counted.append(self._counters.processes)
         for limiter in self._limiters.values():
             limiter.share(self.processes)
-        await self.settle(everything=True)
         if not self.healthy:
             self.healthy = True
             _log.info("limits are shared", extra={"processes": self.processes})
+        await self.settle(everything=True)
 
     async def settle(self, *, everything: bool = False) -> None:
         """Settle what is past the threshold, or everything. StorageError."""
@@ -208,7 +214,7 @@ class Settlement:
             spent = limiter.spent(everything=everything)
             for start in range(0, len(spent), KEYS_AT_ONCE):
                 some = spent[start : start + KEYS_AT_ONCE]
-                for one, fill in zip(some, await self._counters.settle(some), strict=True):
+                for one, fill in zip(some, await self._ask(some), strict=True):
                     limiter.settled(one, fill)
                 self.settled += len(some)
             if limiter.unsettled:
@@ -217,33 +223,50 @@ class Settlement:
     async def run(self) -> None:
         """Settle again and again, until cancelled."""
         loop = asyncio.get_running_loop()
-        while True:
-            self._due = False
-            alarm = loop.call_later(BEAT, self._ring)
-            try:
-                await self.beat()
-                while not self._due:
-                    await self._work.wait()
-                    self._work.clear()
-                    await self.settle()
-            except StorageError as error:
-                self._part(error)
-                await asyncio.sleep(BEAT)
-            except Exception as error:
-                _log.exception("the settlement broke")
-                self._part(error)
-                await asyncio.sleep(BEAT)
-            finally:
-                alarm.cancel()
+        self._timer = loop.call_later(LOOK, self._look)
+        try:
+            while True:
+                self._due = loop.time() + BEAT
+                try:
+                    await self.beat()
+                    # Alone meanwhile, if the account took too long.
+                    while self.healthy and loop.time() < self._due:
+                        await self._work.wait()
+                        self._work.clear()
+                        await self.settle()
+                except StorageError as error:
+                    self._part(str(error))
+                    await asyncio.sleep(BEAT)
+                except Exception as error:
+                    _log.exception("the settlement broke")
+                    self._part(str(error))
+                    await asyncio.sleep(BEAT)
+        finally:
+            self._timer.cancel()
 
-    def _ring(self) -> None:
-        self._due = True
-        self._work.set()
+    async def _ask(self, spent: Sequence[Spent]) -> list[float]:
+        self._silent = 0
+        self._asked = True
+        try:
+            return await self._counters.settle(spent)
+        finally:
+            self._asked = False
 
-    def _part(self, error: Exception) -> None:
+    def _look(self) -> None:
+        """Whoever has spent his lease is refused until the answer comes: not for long."""
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(LOOK, self._look)
+        if self._asked:
+            self._silent += 1
+            if self._silent > LOOKS_MAX:
+                self._part("no answer for a while")
+        elif loop.time() >= self._due:
+            self._work.set()
+
+    def _part(self, reason: str) -> None:
         for limiter in self._limiters.values():
             limiter.part(self.processes)
         if self.healthy:
             self.healthy = False
             self.lost += 1
-            _log.warning("limits are not shared", extra={"error": str(error), "processes": self.processes})
+            _log.warning("limits are not shared", extra={"reason": reason, "processes": self.processes})

@@ -295,10 +295,12 @@ class Account(MemoryCounters):
     def __init__(self) -> None:
         super().__init__(2)
         self.away = False
+        self.silent = asyncio.Event()
+        self.silent.set()
         self.calls: list[int] = []
 
     async def settle(self, spent: Sequence[Spent]) -> list[float]:
-        await asyncio.sleep(0)
+        await self.silent.wait()
         if self.away:
             raise Unavailable("away")
         self.calls.append(len(spent))
@@ -379,6 +381,29 @@ async def test_an_account_that_goes_and_comes_back_changes_who_decides(
                 limiter.take("alone")
                 assert limiter.spent(everything=True) == []
                 account.away = False
+    finally:
+        task.cancel()
+        await asyncio.wait((task,))
+
+
+async def test_an_account_that_is_silent_is_not_waited_for() -> None:
+    account = Account()
+    settlement = Settlement(account)
+    limiter = settlement.limiter(Policy("requests", 600, burst=4))
+    task = asyncio.create_task(settlement.run())
+    try:
+        async with asyncio.timeout(10):
+            for _ in range(2):
+                await until(settlement, healthy=True)
+                account.silent.clear()
+                limiter.take("a")
+                started = asyncio.get_running_loop().time()
+                await until(settlement, healthy=False)
+                assert asyncio.get_running_loop().time() - started < 1.6
+                # Whoever had spent his lease would be refused as long as the answer is awaited.
+                limiter.take("b")
+                limiter.take("b")
+                account.silent.set()
     finally:
         task.cancel()
         await asyncio.wait((task,))

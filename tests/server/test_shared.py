@@ -6,7 +6,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 from tests.running import PATIENCE, Running, run_gate
-from tests.servers.redis import RedisServer, redis
+from tests.servers.redis import redis
 
 SECRET = "a secret that two gates share, long enough for HS256"
 
@@ -66,6 +66,11 @@ async def test_a_token_revoked_at_one_is_refused_at_the_other_at_once(tmp_path: 
                 await asyncio.sleep(0.01)
 
 
+async def settled(gate: Running, count: int) -> None:
+    settlement = gate.gate._shared._settlement
+    await until(lambda: settlement and settlement.settled >= count, "settled")
+
+
 async def test_failed_logins_count_over_both(tmp_path: Path, redis_url: str) -> None:
     async with gates(tmp_path, redis_url, LOGIN_LIMIT="4") as (one, two):
         statuses, failed = [], [0, 0]
@@ -79,8 +84,7 @@ async def test_failed_logins_count_over_both(tmp_path: Path, redis_url: str) -> 
             )
             statuses.append(answer.status)
             failed[number % 2] += answer.status == 401
-            settlement = gate.gate._shared._settlement
-            await until(lambda: settlement and settlement.settled >= failed[number % 2], "settled")
+            await settled(gate, failed[number % 2])
         assert set(statuses) == {401, 429}
         # Four, and what each may not have heard of.
         assert statuses.count(401) <= 4 + 2
@@ -108,9 +112,7 @@ async def works(gate: Running) -> None:
     assert (await gate.get("/v1/devices/acme.boiler/readings")).status == 200
 
 
-async def degraded(gate: Running, server: RedisServer, end: Callable[[], object]) -> None:
-    assert await readiness(gate) == (200, "ready", "ok")
-    end()
+async def degraded(gate: Running) -> None:
     async with asyncio.timeout(PATIENCE):
         while await readiness(gate) != (200, "degraded", "degraded"):
             await works(gate)
@@ -126,22 +128,17 @@ async def recovered(gate: Running) -> None:
 
 
 async def test_without_redis_everything_goes_on_and_readiness_says_degraded(tmp_path: Path) -> None:
-    async with redis(tmp_path) as server:
-        async with gates(tmp_path, server.url, 1, RATE_LIMIT="100000", POINT_LIMIT="100000") as (gate,):
-            await works(gate)
-            await degraded(gate, server, server.freeze)
-            server.thaw()
-            await recovered(gate)
-            await server.kill()
-            await degraded_now(gate)
-            await server.start()
-            await recovered(gate)
-
-
-async def degraded_now(gate: Running) -> None:
-    async with asyncio.timeout(PATIENCE):
-        while await readiness(gate) != (200, "degraded", "degraded"):
-            await works(gate)
+    limits = {"RATE_LIMIT": "100000", "POINT_LIMIT": "100000"}
+    async with redis(tmp_path) as server, gates(tmp_path, server.url, 1, **limits) as (gate,):
+        await recovered(gate)
+        server.freeze()
+        await degraded(gate)
+        server.thaw()
+        await recovered(gate)
+        await server.kill()
+        await degraded(gate)
+        await server.start()
+        await recovered(gate)
 
 
 async def test_a_gate_starts_without_redis(tmp_path: Path) -> None:
