@@ -39,13 +39,9 @@ from server.metrics import Metrics
 from server.protocol import GateServer
 from server.router import Router
 from server.settings import Settings
-<<<<<<< HEAD
 from server.shared import Shared
-from server.totals import Family, Merge
-from storage.broker import CacheCleared, Committed, DeviceForgotten, Message, Revoked
-=======
 from server.totals import Merge
->>>>>>> workers
+from storage.broker import CacheCleared, Committed, DeviceForgotten, Message, Revoked
 from storage.cache import LatestCache
 from storage.commit import GroupCommit
 from storage.engine import Engine
@@ -82,12 +78,8 @@ class Gate:
         log: logs.Logs,
         fail: Callable[[], None],
         ring: KeyRing,
-<<<<<<< HEAD
         shared: Shared,
-        together: Together | None,
-=======
         parent: ParentLink | None,
->>>>>>> workers
     ) -> None:
         self._settings = settings
         self._shared = shared
@@ -208,12 +200,8 @@ class Gate:
             stack.push_async_callback(engine.close)
             session = await stack.enter_async_context(aiohttp.ClientSession())
             ring = await asyncio.to_thread(identity.key_ring, settings)
-<<<<<<< HEAD
-            shared = await stack.enter_async_context(Shared.open(settings))
-            gate = cls(settings, engine, session, log, fail, ring, shared, together)
-=======
-            gate = cls(settings, engine, session, log, fail, ring, parent)
->>>>>>> workers
+            shared = await stack.enter_async_context(Shared.open(settings, parent))
+            gate = cls(settings, engine, session, log, fail, ring, shared, parent)
             stack.push_async_callback(gate.verifier.close)
             stack.push_async_callback(gate.cache.close)
             stack.push_async_callback(gate.commit.close)

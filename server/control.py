@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from itertools import count
 from typing import cast
 
@@ -10,12 +10,15 @@ import msgspec
 from msgspec import Struct
 
 from server.totals import Family
+from storage.counters import Spent
 from storage.errors import Unavailable
 
 _log = logging.getLogger("tidegate.control")
 
 # Seconds that the parent may take to gather the figures of all.
 COLLECT_DEADLINE = 2.0
+# And to add up what was spent.
+SETTLE_DEADLINE = 1.0
 # Bytes that say how long a message is.
 _LENGTH = 4
 
@@ -42,7 +45,20 @@ class Failed(Struct, frozen=True, tag=True):
     """There is no answer."""
 
 
-Message = Ready | Beat | Collect | Figures | Failed
+class Settle(Struct, frozen=True, tag=True):
+    """A worker says what it admitted under the limits of all (storage.counters)."""
+
+    spent: list[Spent]
+
+
+class Settled(Struct, frozen=True, tag=True):
+    """The answer to it: the fills, and how many share the account."""
+
+    fills: list[float]
+    processes: int
+
+
+Message = Ready | Beat | Collect | Figures | Settle | Settled | Failed
 
 
 class _Frame(Struct, frozen=True, array_like=True):
@@ -164,12 +180,25 @@ class Channel(asyncio.Protocol):
 
 
 class ParentLink:
-    """What a worker can ask of its parent."""
+    """What a worker can ask of its parent, which is also the account of limits where there is no Redis."""
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
+        self.processes = 1
 
     async def figures(self) -> list[Family]:
         """The figures of all workers. Unavailable."""
-        answer = await self._channel.ask(Collect(), COLLECT_DEADLINE)
-        return answer.families if type(answer) is Figures else []
+        match await self._channel.ask(Collect(), COLLECT_DEADLINE):
+            case Figures(families):
+                return families
+            case _:
+                return []
+
+    async def settle(self, spent: Sequence[Spent]) -> list[float]:
+        """See storage.counters.Counters."""
+        match await self._channel.ask(Settle(list(spent)), SETTLE_DEADLINE):
+            case Settled(fills, processes):
+                self.processes = processes
+                return fills
+            case _:
+                raise Unavailable("the parent keeps no account")

@@ -23,7 +23,7 @@ from typing import TextIO, cast
 
 from handlers.problems import Problem, retry_after
 from server import logs, sockets
-from server.control import Channel, Collect, Failed, Figures, Message, Ready
+from server.control import Channel, Collect, Failed, Figures, Message, Ready, Settle, Settled
 from server.dispatch import RequestIds
 from server.encoding import Encoder
 from server.metrics import Metrics
@@ -34,6 +34,7 @@ from server.settings import Settings, Supervisor
 from server.sockets import BACKLOG, Sockets
 from server.totals import Family, Totals
 from server.worker import Post
+from storage.counters import MemoryCounters
 from storage.errors import Unavailable
 
 _log = logging.getLogger("tidegate.workers")
@@ -321,6 +322,8 @@ class Parent:
         self._alive: dict[Worker, None] = {}
         self._counted = Totals()
         self._started = 0
+        # Of limits that hold over all workers, where no Redis keeps it.
+        self._account = MemoryCounters(len(places))
         self._metrics = Metrics([])
         gauge, counter = self._metrics.gauge, self._metrics.counter
         gauge("tidegate_workers", "Workers that serve.", lambda: self._serving)
@@ -421,7 +424,13 @@ class Parent:
 
     async def _answer(self, message: Message) -> Message:
         """A worker asks."""
-        return Figures(await self._collect()) if isinstance(message, Collect) else Failed()
+        match message:
+            case Collect():
+                return Figures(await self._collect())
+            case Settle(spent):
+                return Settled(self._account.add(spent), self._account.processes)
+            case _:
+                return Failed()
 
     async def _collect(self) -> list[Family]:
         """The figures of all; of who does not answer those that are known."""
