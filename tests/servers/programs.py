@@ -266,10 +266,13 @@ class Program:
         for _ in range(2):
             for pid in self.pids():
                 _send(pid, signal.SIGSTOP)
-        # A frozen server could not hear that the tests' process has died. This hears it by the pipe's end.
+        # A frozen server could not hear that the tests' process has died. This hears it by the pipe's end,
+        # in a session of its own, since what ends the tests may end their process group.
         if self._guard is None:
             wait = ["sh", "-c", 'read _; kill -CONT "$@"', "sh", *map(str, self.pids())]
-            self._guard = subprocess.Popen(wait, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL)
+            self._guard = subprocess.Popen(
+                wait, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True
+            )
 
     def thaw(self) -> None:
         """Let what was frozen go on."""

@@ -92,11 +92,11 @@ async def test_servers_end_with_the_tests_even_frozen(tmp_path: Path) -> None:
         "    async with postgres(Path(sys.argv[1])) as server:\n"
         "        print(server.pids()[0], server.data.parent, flush=True)\n"
         "        server.freeze()\n"
-        "        os.kill(os.getpid(), 9)\n"
+        "        os.killpg(0, 9)\n"
         "asyncio.run(main())\n"
     )
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", script, str(tmp_path), cwd=ROOT, stdout=PIPE
+        sys.executable, "-c", script, str(tmp_path), cwd=ROOT, stdout=PIPE, start_new_session=True
     )
     async with asyncio.timeout(PATIENCE):
         said, _ = await process.communicate()
