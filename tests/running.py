@@ -249,7 +249,8 @@ async def run_logged(
     )
     try:
         assert process.stdout is not None
-        async with asyncio.timeout(PATIENCE):
+        # Several processes on a busy machine take their time.
+        async with asyncio.timeout(3 * PATIENCE):
             line = (await process.stdout.readline()).decode()
         assert line.startswith("tidegate listens on "), line
         url = line.removeprefix("tidegate listens on ").partition(",")[0]
