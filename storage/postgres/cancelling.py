@@ -28,17 +28,17 @@ _finish.argtypes, _finish.restype = [ctypes.c_void_p], None
 _READING, _WRITING, _OK = 1, 2, 3
 
 
-def cancel(raw: Any, timeout: float) -> bool:
+def cancel(raw: Any, end: float) -> bool:
     """Ask the server to cancel what `raw`, a psycopg2 connection, runs; whether it took note in time.
 
-    Blocks for at most `timeout` seconds, in a thread. `raw` must not be used meanwhile.
+    Blocks until `end` (of time.monotonic) at most, in a thread. `raw` must not be used meanwhile.
     """
     pointer = raw.pgconn_ptr
     handle = _create(pointer) if pointer else None
     if not handle:
         return False
     try:
-        return bool(_start(handle)) and _await(handle, time.monotonic() + timeout)
+        return bool(_start(handle)) and _await(handle, end)
     finally:
         _finish(handle)
 

@@ -63,9 +63,9 @@ class Connection(aiopg.Connection):
     async def fetch(self, sql: str, args: Sequence[object], seconds: float) -> Rows:
         """Run what may be several statements, as one transaction; the rows of the last. StorageError."""
         waiter = self._create_waiter("fetch")
-        cursor = self._conn.cursor()
         text = self._prefix + sql if self._prefix else sql
         try:
+            cursor = self._conn.cursor()
             cursor.execute(text, args or None)
         except Exception as error:
             self._waiter = None

@@ -3,11 +3,12 @@
 import asyncio
 import functools
 import logging
-from collections import deque
+import time
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
-from storage.errors import Overloaded, Unavailable
+from storage.errors import Overloaded, Timeout, Unavailable
 from storage.postgres import cancelling
 from storage.postgres.connection import Connection, Rows
 from storage.postgres.dialing import Dialer, Limits, Line
@@ -85,7 +86,8 @@ class Pool:
         self._loop = asyncio.get_running_loop()
         self._sessions: set[Connection] = set()
         self._free: list[Connection] = []
-        self._waiting: deque[asyncio.Future[Connection]] = deque()
+        # In order; ten thousand may be cancelled in any order.
+        self._waiting: OrderedDict[asyncio.Future[Connection], None] = OrderedDict()
         # Sessions that are given up, but may still be at work in the server.
         self._ending = 0
         self._changed = asyncio.Event()
@@ -116,12 +118,15 @@ class Pool:
         were busy for so long; Timeout if it may have happened or not; the others say what is wrong with it.
         """
         timeout = self._deadline if deadline is None else deadline
+        if timeout <= 0:
+            raise Timeout("the deadline has passed; nothing was sent")
         if self._free:
             connection = self._free.pop()
         else:
             started = self._loop.time()
             connection = await self._acquire(timeout)
-            timeout -= self._loop.time() - started
+            # At its very end there may be nothing left.
+            timeout = max(0.001, timeout - (self._loop.time() - started))
         try:
             return await connection.fetch(sql, args, timeout)
         finally:
@@ -151,7 +156,7 @@ class Pool:
         if len(self._waiting) >= _WAITING_MAX:
             raise Overloaded("too many statements wait for the database")
         future: asyncio.Future[Connection] = self._loop.create_future()
-        self._waiting.append(future)
+        self._waiting[future] = None
         alarm = self._loop.call_later(seconds, self._give_up, future)
         try:
             return await future
@@ -162,8 +167,7 @@ class Pool:
             raise
         finally:
             alarm.cancel()
-            if not future.done() or future.cancelled() or future.exception() is not None:
-                self._forget(future)
+            self._waiting.pop(future, None)
 
     def _give_up(self, future: asyncio.Future[Connection]) -> None:
         if not future.done():
@@ -174,17 +178,13 @@ class Pool:
                 else Unavailable("there is no session with the database")
             )
 
-    def _forget(self, future: asyncio.Future[Connection]) -> None:
-        if future in self._waiting:
-            self._waiting.remove(future)
-
     def _release(self, connection: Connection) -> None:
         """Give a session to who waits, or put it by."""
         if self._closing:
             connection.close()
             return
         while self._waiting:
-            future = self._waiting.popleft()
+            future, _ = self._waiting.popitem(last=False)
             if not future.done():
                 future.set_result(connection)
                 return
@@ -193,7 +193,7 @@ class Pool:
     def _refuse(self, error: Unavailable) -> None:
         """Nobody waits any longer."""
         while self._waiting:
-            future = self._waiting.popleft()
+            future, _ = self._waiting.popitem(last=False)
             if not future.done():
                 future.set_exception(Unavailable(str(error)))
 
@@ -205,7 +205,7 @@ class Pool:
         if running:
             # Its place stays taken until then: a storm of cancelled callers must not pile up sessions.
             self._ending += 1
-            work = functools.partial(_cancel, connection)
+            work = functools.partial(_cancel, connection, time.monotonic() + _CANCEL)
             self._cancelling.submit(work, _nothing).add_done_callback(self._cancelled)
         else:
             connection.raw.close()
@@ -250,10 +250,10 @@ class Pool:
                 pause = 0.0
 
 
-def _cancel(connection: Connection) -> bool:
+def _cancel(connection: Connection, end: float) -> bool:
     raw: Any = connection.raw
     try:
-        return cancelling.cancel(raw, _CANCEL)
+        return cancelling.cancel(raw, end)
     finally:
         raw.close()
 
