@@ -16,7 +16,10 @@ _LOG = (
     "SELECT h.floor, h.generation, r.* FROM tidegate.head h "
     "LEFT JOIN LATERAL tidegate.read_log(%s, %s, %s) r ON true WHERE h.id = 1 ORDER BY r.log_offset"
 )
-_NAMES = "SELECT id, device, metric FROM tidegate.series WHERE id = ANY (%s::integer[])"
+_NAMES = (
+    "SELECT h.generation, s.id, s.device, s.metric FROM tidegate.head h "
+    "LEFT JOIN tidegate.series s ON s.id = ANY (%s::integer[]) WHERE h.id = 1"
+)
 # A device without series, or without readings in the range, is a row of NULLs; an unknown one is none.
 _ROWS = (
     "s.metric, r.* FROM tidegate.devices d "
@@ -108,16 +111,20 @@ class Reader:
     async def _named(self, rows: list[tuple[Any, ...]], end: float) -> dict[int, Name | None]:
         """The names of the series of these rows of the log; None of those that are deleted."""
         names = self._names
+        names.trim()
         names.follow(rows[0][1])
-        by_id = names.by_id
-        missing = {row[3] for row in rows} - by_id.keys() - {None}
-        if not missing:
-            return by_id
-        for id, device, metric in await self._fetch(_NAMES, (numbers(list(missing)),), end):
-            by_id[id] = device, metric
-            missing.discard(id)
-        by_id.update(dict.fromkeys(missing))
-        return by_id
+        ids = {row[3] for row in rows} - {None}
+        # What is remembered may be gone when the answer comes: this page has its own.
+        found = {id: names.by_id[id] for id in ids & names.by_id.keys()}
+        missing = ids - found.keys()
+        if missing:
+            fresh: dict[int, Name | None] = dict.fromkeys(missing)
+            told = await self._fetch(_NAMES, (numbers(list(missing)),), end)
+            fresh.update({id: (device, metric) for _, id, device, metric in told if id is not None})
+            if told[0][0] == names.generation:
+                names.by_id.update(fresh)
+            found.update(fresh)
+        return found
 
     async def range(self, span: Range, after: tuple[int, int] | None, until: int, limit: int) -> RangePage:
         """See storage.log.Log."""

@@ -264,7 +264,7 @@ class Writer:
         if verdict == "taken":
             return None, True
         self._number += 1
-        if ids:
+        if ids and generation == names.generation:
             names.learn(zip(columns.fresh, ids, strict=True))
         self.state = LogState(epoch, head + len(columns.drafts), floor)
         return self._stored(writes, head, columns.times(given)), False

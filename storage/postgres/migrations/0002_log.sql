@@ -269,7 +269,8 @@ END
 $$;
 
 -- How the commit with this token ended, for a process that lost its connection meanwhile. Also its last
--- chance: if it has not happened by now it never will. first and last are NULL if nothing was committed.
+-- chance: if it has not happened by now it never will. first and last are NULL if nothing was committed; so
+-- says every later call with this token too.
 CREATE FUNCTION tidegate.settle(
     synchronous boolean, known_epoch text, known_head bigint, writer text, number bigint,
     OUT epoch text, OUT head bigint, OUT floor bigint, OUT generation bigint,
@@ -285,11 +286,11 @@ BEGIN
     floor := h.floor;
     generation := h.generation;
     SELECT w.first, w.last, w.answer INTO first, last, answer
-    FROM tidegate.writers w WHERE w.id = writer AND w.token = number;
+    FROM tidegate.writers w WHERE w.id = writer AND w.token = number AND (w.last >= w.first OR w.answer IS NOT NULL);
     IF FOUND THEN
         RETURN;
     END IF;
     INSERT INTO tidegate.writers AS w VALUES (writer, number, 1, 0, NULL, now())
-    ON CONFLICT (id) DO UPDATE SET token = number, answer = NULL, seen = now();
+    ON CONFLICT (id) DO UPDATE SET token = number, first = 1, last = 0, answer = NULL, seen = now();
 END
 $$;

@@ -61,6 +61,11 @@ BEGIN
         WHERE r.series = sid AND r.ts < oldest ORDER BY r.ts OFFSET most - removed - 1 LIMIT 1;
         IF NOT FOUND THEN
             upto := oldest - 1;
+            PERFORM FROM tidegate.readings r WHERE r.series = sid AND r.ts <= upto LIMIT 1;
+        END IF;
+        IF FOUND THEN
+            -- What is removed may be written again at this moment: first what a commit takes first.
+            PERFORM FROM tidegate.head WHERE id = 1 FOR UPDATE;
         END IF;
         WITH gone AS (
             DELETE FROM tidegate.readings r WHERE r.series = sid AND r.ts <= upto RETURNING r.log_offset

@@ -6,9 +6,10 @@ from contextlib import asynccontextmanager
 from typing import Literal
 from urllib.parse import urlsplit
 
-# What is done with the next commit: its answer is lost after the server has given it; it is lost itself;
+# What is done with a commit: its answer is lost after the server has given it; it is lost itself;
 # or it is held back until `release`, though the gate gives up long before.
 Fault = Literal["answer", "question", "hold"]
+_COMMIT = b"tidegate.append"
 
 
 class Tap:
@@ -21,10 +22,12 @@ class Tap:
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
         self._released = asyncio.Event()
+        # What happens to the next statement that holds the word, and then to another.
         self.fault: Fault | None = None
+        self.word = _COMMIT
+        self.then: tuple[Fault, bytes] | None = None
         # New connections are closed at once.
         self.closed = False
-        self.commits = 0
 
     @property
     def url(self) -> str:
@@ -74,9 +77,10 @@ class Tap:
         deaf: asyncio.Event,
     ) -> None:
         while data := await reader.read(1 << 20):
-            if b"tidegate.append" in data:
-                self.commits += 1
-                fault, self.fault = self.fault, None
+            if self.fault is not None and self.word in data:
+                fault = self.fault
+                self.fault, self.word = self.then if self.then is not None else (None, _COMMIT)
+                self.then = None
                 if fault == "question":
                     up.transport.abort()
                     client.transport.abort()

@@ -125,21 +125,25 @@ async def test_what_a_node_remembers_of_a_device_that_another_deletes_does_no_ha
     one, other, third = nodes
     for turn in range(3):
         await one.stored(numbers("d", "m", [10 * turn]), numbers("d", "n", [turn]))
-        for node in nodes:
-            await node.append(numbers("d", "m", [10 * turn]))
+        for n, node in enumerate(nodes):
+            await node.stored(numbers("d", "m", [10 * turn + 1 + n]))
             page = await node.engine.read_from(0, 10**6, 100, EVERYTHING)
             assert {(r.device, r.metric) for r in page.readings} == {("d", "m"), ("d", "n")}
+        head = (await one.engine.refresh()).head
         await other.engine.delete_device("d", readings=True)
+        # All of it can be written again: nothing goes to the series that is about to be swept.
+        assert await third.append(numbers("d", "m", [10 * turn + 9])) == [Outcome(1, 0, (), head + 1)]
+        assert await one.append(numbers("d", "m", [10 * turn])) == [Outcome(1, 0, (), head + 2)]
+        for node in nodes:
+            page = await node.engine.read_from(0, 10**6, 100, EVERYTHING)
+            assert [r.offset for r in page.readings] == [head + 1, head + 2]
+        await other.engine.sweep(0)
+        assert [row[3] for row in await one.rows()] == [10 * turn + 9, 10 * turn]
+        await one.engine.delete_device("d", readings=True)
         for node in nodes:
             with pytest.raises(NotFound):
                 await node.engine.latest("d")
             assert (await node.engine.read_from(0, 10**6, 100, EVERYTHING)).readings == []
-        # All of it can be written again: nothing goes to the series that is about to be swept.
-        head = (await one.engine.refresh()).head
-        assert await third.append(numbers("d", "m", [10 * turn])) == [Outcome(1, 0, (), head + 1)]
-        await other.engine.sweep(0)
-        assert [row[1:4] for row in await one.rows()] == [("d", "m", 10 * turn)]
-        await one.engine.delete_device("d", readings=True)
 
 
 async def test_registering_a_device_at_two_nodes_makes_one(nodes: list[PostgresStore]) -> None:

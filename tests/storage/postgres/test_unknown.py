@@ -37,7 +37,9 @@ def plain() -> list[Write]:
 
 
 def given() -> list[Write]:
-    return [write(("d", "m", None, 1), ("d", "m", None, 2), ("e", "m", 9, 3), received=50) for _ in range(2)]
+    return [
+        write(("d", "m", None, 1), ("d", "m", None, 2), ("e", "m", 9 + n, 3), received=50) for n in range(2)
+    ]
 
 
 def mixed() -> list[Write]:
@@ -103,6 +105,25 @@ async def test_while_nobody_knows_nothing_is_appended_and_then_the_log_goes_on(
     assert again == [Outcome(not stored, stored, (), 5)]
     assert [row[0] for row in await store.rows()] == [1, 2, 3, 4, 5]
     await store.engine.ping()
+
+
+@pytest.mark.parametrize("fault", ["answer", "question"])
+@pytest.mark.parametrize("work", [plain, given, mixed])
+async def test_the_answer_to_what_became_of_it_may_be_lost_too(
+    store: PostgresStore, line: Tap, fault: Fault, work: Any
+) -> None:
+    # The writer's commit before this one must not be taken for it.
+    await store.stored(numbers("d", "m", range(600, 650)))
+    before = len(await store.rows())
+    line.fault, line.then = fault, ("answer", b"tidegate.settle")
+    first = (await store.append(*work()))[0]
+    assert not line.armed()
+    assert isinstance(first, Timeout) or first.accepted == 2 - (work is mixed)
+    await recovered(store, numbers("d", "m", [700]))
+    rows = await store.rows()
+    # The commit as a whole and the one after it, or that one alone.
+    assert (len(rows) > before + 1) is (fault == "answer")
+    assert [row[0] for row in rows] == list(range(1, len(rows) + 1))
 
 
 async def test_a_commit_that_arrives_after_it_was_given_up_stores_nothing(
