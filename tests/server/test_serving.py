@@ -172,26 +172,6 @@ async def test_requests_in_flight_are_finished_and_told_that_the_connection_ends
         assert {item["device"] for item in items} == {f"d{number}" for number in range(50)}
 
 
-async def test_a_request_that_comes_right_behind_the_signal_is_answered(tmp_path: Path) -> None:
-    """A client that has just connected, or been served, is about to ask; half a head is a request already."""
-    async with run_process(tmp_path / "data") as gate:
-        livez = request("GET", "/livez")
-        fresh, served, half = [await Raw.open(gate.port) for _ in range(3)]
-        await half.send(livez[:-5])
-        assert (await served.ask(livez)).status == 200
-        gate.signal(signal.SIGTERM)
-        await refusing(gate.port)
-        await half.send(livez[-5:])
-        for connection in (fresh, served):
-            await connection.send(livez)
-        for connection in (fresh, served, half):
-            answer = await connection.answer()
-            assert (answer.status, answer.closing) == (200, True)
-            assert await connection.ended() == b""
-            connection.leave()
-        assert await gate.ended(within=3) == 0
-
-
 async def test_a_body_that_never_ends_holds_the_end_up_for_no_longer_than_allowed(tmp_path: Path) -> None:
     gating = run_process(tmp_path / "data", SHUTDOWN_TIMEOUT="2s")
     async with gating as gate, await Raw.open(gate.port) as connection:
