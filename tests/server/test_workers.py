@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from server.workers import END_WITHIN
+from server.slots import END_WITHIN
 from tests.handlers.sockets import connect
 from tests.raw import Raw, request
 from tests.running import client_tls
