@@ -117,6 +117,8 @@ class EventStream(LiveStream):
         self.follower = Follower(makers.hub, self, sink, self._events, makers.bound)
         subscription = Subscription(0, self._filter, Overflow.DISCONNECT, self._interval, start.offset)
         self.follower.add(subscription)
+        if not start.unsure:
+            self._told(start)
         self._streams.add(self)
         if not self.ended:
             makers.recoveries.run(

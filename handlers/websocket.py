@@ -216,8 +216,11 @@ class WebSocket(LiveStream):
     def end(self, code: int) -> None:
         """Close with a position to resume from."""
         if not self.ended:
-            position = self._wire.position(self.follower.position())
-            self.finish(close_frame(code, position if self.follower.settled else ""))
+            follower = self.follower
+            # Who was told nothing yet has its own, which may lie far before the head: its wish is on the way.
+            known = follower.sent > 0 and follower.settled
+            position = self._wire.position(follower.position()) if known else ""
+            self.finish(close_frame(code, position))
 
     def _leave(self, code: int) -> None:
         """Hear no more commands, answer the writes that wait, then close."""
@@ -329,6 +332,8 @@ class WebSocket(LiveStream):
             return
         subscription = Subscription(command.id, wish, OVERFLOWS[command.overflow], interval, start.offset)
         follower.add(subscription)
+        if not start.unsure:
+            self._subscribed(command.id, start)
         recoveries.run(
             follower,
             subscription,

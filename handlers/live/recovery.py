@@ -117,16 +117,14 @@ class Recoveries:
         told: Callable[[Start], None],
         live: Callable[[], None],
     ) -> None:
-        """Call `told` with the verdict, bring the subscription to the live edge, and call `live`.
+        """Bring the subscription to the live edge and call `live`: at once if memory has what that takes.
 
-        All at once, if memory has what that takes.
+        `told`: called with the verdict before, if the start was unsure.
         """
         way = _Way(self, follower, subscription, start, live)
         subscription.settled = not start.unsure
-        if subscription.settled:
-            told(start)
-            if not latest and way.step():
-                return
+        if subscription.settled and not latest and way.step():
+            return
         task = asyncio.get_running_loop().create_task(self._run(way, told, latest=latest))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

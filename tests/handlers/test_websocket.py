@@ -797,6 +797,22 @@ async def test_the_metrics_tell_what_streams_do(gate: Running, socket: Socket) -
         assert line in text, line
 
 
+async def test_what_an_ended_stream_has_not_taken_yet_counts_as_queued(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streams, "GRACE", 2 * PATIENCE)
+    monkeypatch.setattr(streams, "SWEEP", 0.1)
+    async with run_gate(tmp_path / "data", STREAM_QUEUE="256KiB") as gate, connect(gate) as socket:
+        live = gate.gate.live
+        await socket.follow(1, "a")
+        await stalled(socket)
+        await until_flooded(gate, lambda: dropped(gate, "disconnect") == 1)
+        await until(lambda: live.streams.queued > 100_000)
+        await go_on(socket)
+        assert (await everything(socket))[1].code == 4408
+        await until(lambda: live.streams.queued == 0)
+
+
 # -- MessagePack, and clients nobody here wrote ------------------------------------------------
 
 

@@ -534,3 +534,26 @@ async def test_small_commits_end_who_does_not_read_at_the_bound() -> None:
         head += 10
         assert node.owner.ends or node.follower.queued() <= 1 << 20
     assert node.owner.ends == ["slow"]
+
+
+# -- the same bytes for all --------------------------------------------------------------------
+
+
+async def test_a_commit_is_one_write_of_the_same_bytes_to_all_who_follow_in_the_same_form() -> None:
+    node = Node(Log())
+    wire = JsonFrames(0, "e", to_us)
+    sinks = [_Sink() for _ in range(3)]
+    for number, sink in enumerate(sinks):
+        sink.stalled = True
+        follower = Follower(node.hub, node.owner, sink, wire, 1 << 20)
+        # Two of them ask for the same, one for more.
+        match = [parse_pattern(">" if number == 2 else "a")]
+        subscription = Subscription(1, Filter(match, [parse_pattern(">")]), Overflow.DISCONNECT, 0.0, 0)
+        follower.add(subscription)
+        follower.go_live(subscription)
+    node.hub.publish(bulk(1, 16))
+    node.hub.publish(bulk(17, 1))
+    assert [len(sink.kept) for sink in sinks] == [2, 2, 2]
+    assert sinks[0].kept[0] is sinks[1].kept[0]
+    # A single reading is shared by who asks for something else too.
+    assert len({id(sink.kept[1]) for sink in sinks}) == 1
