@@ -1,7 +1,6 @@
 """Dashboard and alerts: what they ask for is there, they parse, the alerts ring when they should."""
 
 import asyncio
-import json
 import re
 import subprocess
 from collections import defaultdict
@@ -244,9 +243,10 @@ async def _scraped(session: aiohttp.ClientSession) -> None:
 
 async def _query(session: aiohttp.ClientSession, expression: str) -> list[Any]:
     async with session.get("/api/v1/query", params={"query": expression}) as response:
-        answer = json.loads(await response.read())
         if response.status == 503:
+            # It reads its storage first.
             return []
+        answer = await response.json()
         assert answer["status"] == "success", (expression, answer)
         found: list[Any] = answer["data"]["result"]
         return found
