@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.certificates import certificate
-from tests.deploy.nginx import Proxy, run_nginx
+from tests.deploy.nginx import PLAIN, Proxy, run_nginx
 from tests.running import Caller, Running, run_gate
 
 
@@ -22,7 +22,7 @@ def certified(tmp_path: Path) -> Path:
 @pytest.fixture
 async def trusting(tmp_path: Path) -> AsyncIterator[Running]:
     """A gate in this process that believes its proxy."""
-    environment = {"TRUSTED_PROXIES": "127.0.0.1/32", "ACCESS_LOG": "1", "METRICS_TOKEN": "scrape"}
+    environment = {"TRUSTED_PROXIES": "127.0.0.1/32", "ACCESS_LOG": "1", "METRICS_TOKEN": "scrape", **PLAIN}
     async with run_gate(tmp_path / "data", **environment) as gate:
         yield gate
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.certificates import certificate
-from tests.deploy.nginx import free_port
+from tests.deploy.nginx import PLAIN, free_port
 from tests.running import PATIENCE, ROOT, run_process
 
 
@@ -31,7 +31,7 @@ async def healthy(environment: Mapping[str, str]) -> bool:
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
 @pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
 async def test_a_gate_that_answers_is_healthy(tmp_path: Path, host: str, tls: bool) -> None:
-    settings = {"HOST": host}
+    settings = {"HOST": host, **PLAIN}
     if tls:
         files = await asyncio.to_thread(certificate, tmp_path)
         settings |= dict(zip(("TLS_CERT", "TLS_KEY"), map(str, files), strict=True))

@@ -14,7 +14,7 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.deploy.nginx import free_port
+from tests.deploy.nginx import PLAIN, free_port
 from tests.deploy.promql import RULES, TARGET, Asked, Selector, asked, dashboard, rules
 from tests.handlers.sockets import connect
 from tests.running import PATIENCE, ROOT, Caller, Running, run_process
@@ -82,7 +82,7 @@ async def grown(tmp_path: Path, postgres_url: str, redis_url: str) -> AsyncItera
     """A gate with all that it can have: figures of what is not there are not shown."""
     (tmp_path / "grown").mkdir()
     limits = {"RATE_LIMIT": "100000", "POINT_LIMIT": "1000000"}
-    parts = {"DATABASE_URL": postgres_url, "REDIS_URL": redis_url, "WORKERS": "2"}
+    parts = {"DATABASE_URL": postgres_url, "REDIS_URL": redis_url, "WORKERS": "2", **PLAIN}
     async with run_process(tmp_path / "grown", **parts, **limits) as gate:
         yield gate
 

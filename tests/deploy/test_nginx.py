@@ -10,7 +10,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from tests.deploy.nginx import Proxy, command, configure, free_port, run_nginx
+from tests.deploy.nginx import PLAIN, Proxy, command, configure, free_port, run_nginx
 from tests.deploy.upstream import OK, upstream
 from tests.handlers.sockets import connect
 from tests.raw import Raw, request, until
@@ -305,7 +305,7 @@ async def test_nginx_lets_go_of_idle_connections_before_the_gate_does(tmp_path: 
     """
     shorter = {"    keepalive_timeout 30s;": "    keepalive_timeout 1s;"}
     async with (
-        run_gate(tmp_path / "data", KEEPALIVE_TIMEOUT="2s") as gate,
+        run_gate(tmp_path / "data", KEEPALIVE_TIMEOUT="2s", **PLAIN) as gate,
         run_nginx(tmp_path / "nginx", [gate.port], changes=shorter) as proxy,
     ):
         caller = Caller(proxy.url, gate.settings, gate.session, gate._issuer)
