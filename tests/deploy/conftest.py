@@ -1,32 +1,28 @@
 """What the tests of the deployment share: certificates, a gate behind nginx."""
 
-import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
-from tests.deploy.nginx import Proxy, run_nginx
+from tests.certificates import certificate
+from tests.deploy.nginx import PLAIN, Proxy, run_nginx
 from tests.running import Caller, Running, run_gate
 
 
 @pytest.fixture
-def certificate(tmp_path: Path) -> Path:
+def certified(tmp_path: Path) -> Path:
     """A folder with tls.crt and tls.key for this machine, signed by itself."""
     folder = tmp_path / "nginx"
     folder.mkdir(exist_ok=True)
-    command = (
-        "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -keyout tls.key -out tls.crt -subj /CN=localhost"
-    )
-    names = ("-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1")
-    subprocess.run([*command.split(), *names], cwd=folder, check=True, stderr=subprocess.DEVNULL)
+    certificate(folder, "tls")
     return folder
 
 
 @pytest.fixture
 async def trusting(tmp_path: Path) -> AsyncIterator[Running]:
     """A gate in this process that believes its proxy."""
-    environment = {"TRUSTED_PROXIES": "127.0.0.1/32", "ACCESS_LOG": "1", "METRICS_TOKEN": "scrape"}
+    environment = {"TRUSTED_PROXIES": "127.0.0.1/32", "ACCESS_LOG": "1", "METRICS_TOKEN": "scrape", **PLAIN}
     async with run_gate(tmp_path / "data", **environment) as gate:
         yield gate
 

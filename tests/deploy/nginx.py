@@ -12,6 +12,9 @@ from pathlib import Path
 from tests.running import PATIENCE, ROOT
 
 SHIPPED = ROOT / "deploy" / "nginx"
+# Behind nginx, Prometheus and the like gates speak plain HTTP, whatever the command line of the tests says.
+PLAIN = {"TLS_CERT": "", "TLS_KEY": ""}
+
 TEMPORARY = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import aiohttp
 
-from tests.deploy.nginx import Proxy, free_port, run_nginx
+from tests.deploy.nginx import PLAIN, Proxy, free_port, run_nginx
 from tests.reliability.record import Row
 from tests.running import PATIENCE, GateProcess, run_process
 
@@ -100,7 +100,7 @@ class Nodes:
 @asynccontextmanager
 async def two_nodes(folder: Path, **environment: str) -> AsyncIterator[Nodes]:
     """Two gates with the same settings, and so the same database, behind nginx."""
-    settings = {"JWT_SECRET": SECRET, "TRUSTED_PROXIES": "127.0.0.1/32", **environment}
+    settings = {"JWT_SECRET": SECRET, "TRUSTED_PROXIES": "127.0.0.1/32", **PLAIN, **environment}
     nodes = [Node(folder / f"data{number}", settings) for number in range(2)]
     try:
         for node in nodes:

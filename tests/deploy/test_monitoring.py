@@ -1,10 +1,10 @@
 """Dashboard and alerts: what they ask for is there, they parse, the alerts ring when they should."""
 
 import asyncio
-import json
 import re
 import subprocess
 from collections import defaultdict
+from collections.abc import AsyncIterator
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,10 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.deploy.nginx import free_port
+from tests.deploy.nginx import PLAIN, free_port
 from tests.deploy.promql import RULES, TARGET, Asked, Selector, asked, dashboard, rules
 from tests.handlers.sockets import connect
-from tests.running import PATIENCE, ROOT, Running
+from tests.running import PATIENCE, ROOT, Caller, Running, run_process
 
 ASKED = list(asked())
 CONFIGURATION = ROOT / "deploy" / "prometheus" / "prometheus.yml"
@@ -26,7 +26,7 @@ UNIT_TESTS = Path(__file__).with_name("alerts_test.yml")
 Series = dict[str, list[dict[str, str]]]
 
 
-async def busy(gate: Running) -> None:
+async def busy(gate: Caller) -> None:
     """Use the gate as clients do, so that it has something to show."""
     for ts in (1, 1, 2):
         await gate.write("a.b", {"metric": "m", "ts": ts, "value": 1})
@@ -39,7 +39,7 @@ async def busy(gate: Running) -> None:
         assert (await socket.hear())["type"] == "reading"
 
 
-async def shown(gate: Running) -> Series:
+async def shown(gate: Caller) -> Series:
     """The label sets of every sample that /metrics shows, as Prometheus stores it."""
     reply = await gate.get("/metrics", token="")
     found: Series = defaultdict(list, up=[{}])
@@ -77,9 +77,19 @@ def matches(selector: Selector, labels: dict[str, str]) -> bool:
     return True
 
 
-async def test_everything_that_is_asked_for_is_there(gate: Running) -> None:
-    await busy(gate)
-    series = await shown(gate)
+@pytest.fixture
+async def grown(tmp_path: Path, postgres_url: str, redis_url: str) -> AsyncIterator[Caller]:
+    """A gate with all that it can have: figures of what is not there are not shown."""
+    (tmp_path / "grown").mkdir()
+    limits = {"RATE_LIMIT": "100000", "POINT_LIMIT": "1000000"}
+    parts = {"DATABASE_URL": postgres_url, "REDIS_URL": redis_url, "WORKERS": "2", **PLAIN}
+    async with run_process(tmp_path / "grown", **parts, **limits) as gate:
+        yield gate
+
+
+async def test_everything_that_is_asked_for_is_there(grown: Caller) -> None:
+    await busy(grown)
+    series = await shown(grown)
     assert len(ASKED) > 40
     assert all(ask.selectors for ask in ASKED)
     assert [fault for ask in ASKED for fault in missing(ask, series)] == []
@@ -183,15 +193,15 @@ def test_the_alerts_ring_when_they_should_and_only_then() -> None:
 
 
 @pytest.mark.system
-async def test_a_real_prometheus_answers_every_question(gate: Running, tmp_path: Path) -> None:
+async def test_a_real_prometheus_answers_every_question(grown: Caller, tmp_path: Path) -> None:
     """With the shipped configuration, its addresses and pace apart."""
     configuration = yaml.safe_load(CONFIGURATION.read_text())
     configuration["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
     configuration["rule_files"] = [str(RULES)]
-    configuration["scrape_configs"][0]["static_configs"] = [{"targets": [f"127.0.0.1:{gate.port}"]}]
+    configuration["scrape_configs"][0]["static_configs"] = [{"targets": [f"127.0.0.1:{grown.port}"]}]
     file, address = tmp_path / "prometheus.yml", f"127.0.0.1:{free_port()}"
     file.write_text(yaml.safe_dump(configuration))
-    await busy(gate)
+    await busy(grown)
     process = await asyncio.create_subprocess_exec(
         "prometheus",
         f"--config.file={file}",
@@ -202,7 +212,7 @@ async def test_a_real_prometheus_answers_every_question(gate: Running, tmp_path:
     try:
         async with aiohttp.ClientSession(f"http://{address}") as session:
             await _scraped(session)
-            await busy(gate)
+            await busy(grown)
             empty = []
             for ask in ASKED:
                 result = await _query(session, ask.expression)
@@ -233,9 +243,10 @@ async def _scraped(session: aiohttp.ClientSession) -> None:
 
 async def _query(session: aiohttp.ClientSession, expression: str) -> list[Any]:
     async with session.get("/api/v1/query", params={"query": expression}) as response:
-        answer = json.loads(await response.read())
         if response.status == 503:
+            # It reads its storage first.
             return []
+        answer = await response.json()
         assert answer["status"] == "success", (expression, answer)
         found: list[Any] = answer["data"]["result"]
         return found

@@ -10,7 +10,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from tests.deploy.nginx import Proxy, command, configure, free_port, run_nginx
+from tests.deploy.nginx import PLAIN, Proxy, command, configure, free_port, run_nginx
 from tests.deploy.upstream import OK, upstream
 from tests.handlers.sockets import connect
 from tests.raw import Raw, request, until
@@ -24,8 +24,8 @@ KEY = "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA=="
 
 
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
-def test_nginx_takes_the_configuration_without_a_warning(certificate: Path, tls: bool) -> None:
-    configuration = configure(certificate, free_port(), [1, 2], tls=tls)
+def test_nginx_takes_the_configuration_without_a_warning(certified: Path, tls: bool) -> None:
+    configuration = configure(certified, free_port(), [1, 2], tls=tls)
     run = subprocess.run(command(configuration, "-t"), capture_output=True, text=True, check=False)
     assert (run.returncode, run.stderr.count("\n")) == (0, 2), run.stderr
     assert "is successful" in run.stderr
@@ -233,9 +233,9 @@ async def test_a_large_export_is_not_copied_to_the_disk(tmp_path: Path) -> None:
         assert len(rest) == size - 1024
 
 
-async def test_tls_ends_at_nginx(tmp_path: Path, certificate: Path, trusting: Running) -> None:
-    trust = ssl.create_default_context(cafile=str(certificate / "tls.crt"))
-    async with run_nginx(certificate, [trusting.port], tls=True) as proxy:
+async def test_tls_ends_at_nginx(tmp_path: Path, certified: Path, trusting: Running) -> None:
+    trust = ssl.create_default_context(cafile=str(certified / "tls.crt"))
+    async with run_nginx(certified, [trusting.port], tls=True) as proxy:
         url = f"https://127.0.0.1:{proxy.port}"
         bearer = {"Authorization": f"Bearer {trusting.token()}"}
         connector = aiohttp.TCPConnector(ssl=trust)
@@ -305,7 +305,7 @@ async def test_nginx_lets_go_of_idle_connections_before_the_gate_does(tmp_path: 
     """
     shorter = {"    keepalive_timeout 30s;": "    keepalive_timeout 1s;"}
     async with (
-        run_gate(tmp_path / "data", KEEPALIVE_TIMEOUT="2s") as gate,
+        run_gate(tmp_path / "data", KEEPALIVE_TIMEOUT="2s", **PLAIN) as gate,
         run_nginx(tmp_path / "nginx", [gate.port], changes=shorter) as proxy,
     ):
         caller = Caller(proxy.url, gate.settings, gate.session, gate._issuer)
