@@ -16,7 +16,7 @@ from redis.crc import key_slot
 
 from storage.errors import StorageError, Unavailable
 from storage.redis.client import RedisClient
-from storage.redis.connection import BYTES_MAX, WAITING_MAX, RedisError
+from storage.redis.connection import WAITING_MAX, RedisError
 from tests.servers.programs import directory, free_port, hand_over
 from tests.servers.redis import RedisCluster, redis, redis_cluster, redis_sentinel
 from tests.storage.redis.conftest import Connect, until, watched
