@@ -24,6 +24,9 @@ from storage.redis.latest import RedisLatest
 from storage.redis.url import parse_url
 from storage.second_level import SecondLevel
 
+# Seconds at the end for what was admitted and is not settled.
+LAST_SETTLEMENT = 0.5
+
 
 class Shared:
     """Made by `open`. `broker`: to the other processes."""
@@ -80,6 +83,7 @@ class Shared:
             # Before the first request: until then nobody knows how many there are.
             with contextlib.suppress(StorageError):
                 await settlement.beat()
+            stack.push_async_callback(_settle, settlement)
             task = asyncio.create_task(settlement.run(), name="settlement")
             stack.push_async_callback(_end, task)
 
@@ -119,6 +123,13 @@ class Shared:
     async def _probe(self) -> None:
         if not self.broker.healthy:
             raise Unavailable("Redis is away; what it is for, each process does alone")
+
+
+async def _settle(settlement: Settlement) -> None:
+    """Once more at the end: what is not told is admitted twice."""
+    with contextlib.suppress(StorageError, TimeoutError):
+        async with asyncio.timeout(LAST_SETTLEMENT):
+            await settlement.settle(everything=True)
 
 
 async def _end(task: asyncio.Task[None]) -> None:

@@ -5,6 +5,7 @@ what he has heard of since: what is too old for him he does not use, and replace
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 from msgspec import Struct
@@ -31,8 +32,10 @@ class Kept(Struct, frozen=True, array_like=True):
 class Store(Protocol):
     """Where it is kept. May lose and may be away; never keeps anybody waiting for long."""
 
-    async def get(self, device: str) -> Kept | None:
-        """What is kept of the device, None if that is nothing or cannot be had now. Never fails."""
+    def get(self, device: str, found: Callable[[Kept | None], None]) -> None:
+        """Have `found` called once with what is kept of the device, or with None: there is nothing, or it
+        cannot be had in time.
+        """
 
     def put(self, device: str, kept: Kept) -> None:
         """Keep it for a while. Never waits and never raises."""
@@ -55,19 +58,22 @@ class SecondLevel:
         """To be asked before the database is read, for `put`: this much it holds at least."""
         return self._state()
 
-    async def get(self, device: str) -> Latest | None:
-        """The newest readings, never older than what this process has heard of; None: ask the database."""
-        kept = await self._store.get(device)
-        if kept is None:
-            return None
-        # Judged now: what was heard of while it was on its way counts.
-        state = self._state()
-        if kept.epoch != state.epoch or kept.floor < state.floor:
-            return None
-        if not self._heard.includes(device, kept.offset, kept.head):
-            return None
-        self.hits += 1
-        return Latest(device, kept.offset, kept.metrics)
+    def get(self, device: str, found: Callable[[Latest | None], None]) -> None:
+        """Have `found` called once with the newest readings, never older than what this process has heard
+        of; with None: the database must be asked.
+        """
+        self._store.get(device, partial(self._judge, device, found))
+
+    def _judge(self, device: str, found: Callable[[Latest | None], None], kept: Kept | None) -> None:
+        # Now and not before: what was heard of while it was on its way counts.
+        if kept is not None:
+            state = self._state()
+            same = kept.epoch == state.epoch and kept.floor >= state.floor
+            if same and self._heard.includes(device, kept.offset, kept.head):
+                self.hits += 1
+                found(Latest(device, kept.offset, kept.metrics))
+                return
+        found(None)
 
     def put(self, state: LogState, latest: Latest) -> None:
         """Keep what the database had after `state` was asked, for all processes."""

@@ -13,8 +13,8 @@ from storage.redis.url import Address, RedisUrl
 
 _log = logging.getLogger("tidegate.redis")
 
-# Seconds to find the servers and connect to them, and between two attempts.
-ATTEMPT = 4.0
+# Seconds to find the servers, and between two attempts.
+ATTEMPT = 3.0
 PAUSE_MIN = 0.05
 PAUSE_MAX = 1.0
 
@@ -48,9 +48,13 @@ class RedisClient:
         """
         tls = await asyncio.to_thread(url.context)
         client = cls(url, Access(url.username, url.password, url.db, tls, name))
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(patience):
-                await client._tried.wait()
+        try:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(patience):
+                    await client._tried.wait()
+        except BaseException:
+            await client.close()
+            raise
         return client
 
     def watch(self, changed: Callable[[], None]) -> None:
@@ -116,8 +120,7 @@ class RedisClient:
             await self._away.wait()
             self._away.clear()
             try:
-                async with asyncio.timeout(ATTEMPT):
-                    await self._reach()
+                await self._reach()
             except (StorageError, TimeoutError) as error:
                 if not told:
                     _log.warning("Redis is away", extra={"error": str(error)})
@@ -137,28 +140,24 @@ class RedisClient:
 
     async def _reach(self) -> None:
         """Connect to all servers there are. StorageError: some cannot be reached; the others are used."""
-        topology = await discover(self._url, self.access.tls, tuple(self._connections))
         self.reconnects += 1
+        async with asyncio.timeout(ATTEMPT):
+            topology = await discover(self._url, self.access.tls, tuple(self._connections))
         missing = [
             address
             for address in topology.addresses
             if address not in self._connections or not self._connections[address].open
         ]
-        made = await asyncio.gather(
-            *(connect(self._make, address, self.access) for address in missing),
-            return_exceptions=True,
-        )
-        problem = None
-        for address, connection in zip(missing, made, strict=True):
-            if isinstance(connection, Connection):
-                self._connections[address] = connection
-            else:
-                problem = connection
+        made = await asyncio.gather(*map(self._connect, missing), return_exceptions=True)
         self._drop(set(self._connections) - set(topology.addresses))
         self._topology = topology
         self._changed()
-        if problem is not None:
-            raise problem
+        for problem in made:
+            if problem is not None:
+                raise problem
+
+    async def _connect(self, address: Address) -> None:
+        self._connections[address] = await connect(self._make, address, self.access)
 
     def _make(self) -> Connection:
         return Connection(self._lost)

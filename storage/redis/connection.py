@@ -203,7 +203,8 @@ class Subscriber(Connection):
     async def subscribe(self, channel: bytes, *, sharded: bool) -> None:
         """Listen from now on; nothing else can be asked any more. RedisError, Unavailable."""
         self._confirmed = self._loop.create_future()
-        self.send((b"SSUBSCRIBE" if sharded else b"SUBSCRIBE", channel), self._subscribed)
+        if not self.send((b"SSUBSCRIBE" if sharded else b"SUBSCRIBE", channel), self._subscribed):
+            raise self._refusal()
         await self._confirmed
 
     def receive(self, reply: Reply) -> None:

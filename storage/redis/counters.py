@@ -113,7 +113,7 @@ class RedisCounters:
             return list(map(float, await self._call(b"", spent).answer()))
         groups: dict[bytes, list[int]] = {}
         for place, one in enumerate(spent):
-            tag = b"{%d}" % (crc32(one.key.encode()) % TAGS) if self._client.sharded else b""
+            tag = b"{%d}" % (crc32(_bytes(one.key)) % TAGS) if self._client.sharded else b""
             groups.setdefault(tag, []).append(place)
         parts = [
             (tag, places[start : start + KEYS])
@@ -130,6 +130,11 @@ class RedisCounters:
 
     def _call(self, tag: bytes, spent: Sequence[Spent]) -> _Call:
         start = b"%b:limit%b:" % (self._prefix, tag)
-        keys = [start + f"{one.policy}:{one.key}".encode() for one in spent]
+        keys = [start + _bytes(f"{one.policy}:{one.key}") for one in spent]
         arguments = [number for one in spent for number in (one.seconds, one.most)]
         return _Call(self._client, _SETTLE, keys, arguments)
+
+
+def _bytes(key: str) -> bytes:
+    # What came in a header may hold bytes that are no text.
+    return key.encode(errors="surrogatepass")

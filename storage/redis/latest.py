@@ -2,6 +2,8 @@
 
 import asyncio
 import logging
+from collections import deque
+from collections.abc import Callable
 
 import msgspec
 
@@ -29,24 +31,26 @@ class RedisLatest:
         self._prefix = f"{prefix}:latest:".encode()
         self._ttl = ttl
         self._loop = asyncio.get_running_loop()
+        # In the order in which they were asked.
+        self._asked: deque[_Question] = deque()
         # How often Redis was too slow.
         self.late = 0
 
-    async def get(self, device: str) -> Kept | None:
+    def get(self, device: str, found: Callable[[Kept | None], None]) -> None:
         """See storage.second_level.Store."""
         key = self._prefix + device.encode()
         connection = self._client.connection(key)
-        if connection is None or not connection.answers:
-            return None
-        answer = connection.call(b"GET", key)
-        alarm = self._loop.call_later(DEADLINE, self._give_up, answer)
-        try:
-            data = await answer
-        except StorageError:
-            return None
-        finally:
-            alarm.cancel()
-        return None if data is None else _read(data)
+        question = _Question(found, self._loop.time() + DEADLINE)
+        if (
+            connection is None
+            or not connection.answers
+            or not connection.send((b"GET", key), question.answer)
+        ):
+            found(None)
+            return
+        if not self._asked:
+            self._loop.call_later(DEADLINE, self._look)
+        self._asked.append(question)
 
     def put(self, device: str, kept: Kept) -> None:
         """See storage.second_level.Store."""
@@ -60,10 +64,37 @@ class RedisLatest:
         key = self._prefix + device.encode()
         self._client.send(key, (b"UNLINK", key), _nothing)
 
-    def _give_up(self, answer: asyncio.Future[Reply]) -> None:
-        if not answer.done():
-            answer.set_result(None)
-            self.late += 1
+    def _look(self) -> None:
+        """Give up what was asked too long ago: one alarm for all questions."""
+        now, asked = self._loop.time(), self._asked
+        while asked and (asked[0].found is None or asked[0].until <= now):
+            found = asked.popleft().end()
+            if found is not None:
+                self.late += 1
+                found(None)
+        if asked:
+            self._loop.call_at(asked[0].until, self._look)
+
+
+class _Question:
+    """Whom to tell, until when; nobody any more once he was told."""
+
+    __slots__ = ("found", "until")
+
+    def __init__(self, found: Callable[[Kept | None], None], until: float) -> None:
+        self.found: Callable[[Kept | None], None] | None = found
+        self.until = until
+
+    def end(self) -> Callable[[Kept | None], None] | None:
+        """Whom to tell, for the last time."""
+        found, self.found = self.found, None
+        return found
+
+    def answer(self, reply: Reply) -> None:
+        """What Redis says."""
+        found = self.end()
+        if found is not None:
+            found(None if reply is None or isinstance(reply, StorageError) else _read(reply))
 
 
 def _read(data: bytes) -> Kept | None:

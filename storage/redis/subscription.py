@@ -59,7 +59,7 @@ class Subscription:
                 self.listening.clear()
                 try:
                     await self._listen()
-                except StorageError as error:
+                except (StorageError, TimeoutError) as error:
                     _log.debug("no subscription", extra={"error": str(error)})
                     # Somebody else may have the channel by then, which is for the client to find out.
                     with contextlib.suppress(TimeoutError):

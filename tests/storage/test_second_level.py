@@ -1,6 +1,7 @@
 """The cache that processes share: what it gives is never older than what a process has heard of."""
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -21,10 +22,14 @@ class Shelf:
         self.held = False
         self.gates: list[asyncio.Future[None]] = []
 
-    async def get(self, device: str) -> Kept | None:
-        found = self.kept.get(device)
-        await self.wait()
-        return found
+    def get(self, device: str, found: Callable[[Kept | None], None]) -> None:
+        kept = self.kept.get(device)
+        if not self.held:
+            found(kept)
+            return
+        gate = asyncio.get_running_loop().create_future()
+        self.gates.append(gate)
+        gate.add_done_callback(lambda _: found(kept))
 
     def put(self, device: str, kept: Kept) -> None:
         # What is put is written down at once: the first level goes on changing what it has.

@@ -59,7 +59,9 @@ async def test_very_small_units_are_not_lost(connect: Connect, redis_url: str) -
 
 async def test_many_keys_and_strange_ones_are_settled_each(connect: Connect, redis_url: str) -> None:
     counters = RedisCounters(await connect(redis_url), "t")
-    spent = [Spent("requests", f"key {number} {{x}} ü", float(number)) for number in range(3 * KEYS + 1)]
+    spent = [
+        Spent("requests", f"key {number} {{x}} ü \udc80", float(number)) for number in range(3 * KEYS + 1)
+    ]
     assert await counters.settle(spent) == pytest.approx([one.seconds for one in spent], abs=0.2)
 
 
