@@ -1,20 +1,16 @@
 """`python -m bench COMMAND`: what the gate is measured by, beside others and by itself."""
 
 import argparse
+import fnmatch
 import random
 import sys
 from pathlib import Path
 
-from bench import environment, processes, runner, targets
-from bench.cells import check
-from bench.live.cells import check as check_live
-from bench.live.scenarios import LIVE
+from bench import acceptance, environment, runner, targets
 from bench.micro import instructions, timing
 from bench.micro.paths import PATHS
 from bench.results import Plan, Results, ResultsError, chosen
-from bench.scenarios import SCENARIOS
 from bench.targets import TargetError
-from bench.verify import Unverified
 
 # The cells of a command that has no --only.
 EVERY = ("*",)
@@ -66,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("cells", help="list scenarios, targets and cells")
     command.set_defaults(run=lambda _: _list())
     command = commands.add_parser("verify", help="check that a target keeps the contract, measure nothing")
-    command.add_argument("target", nargs="+")
+    command.add_argument("target", nargs="+", help="a name, * and ? stand for any")
     command.set_defaults(run=_verify)
     command = commands.add_parser("report", help="print the report of a run again")
     command.add_argument("directory", type=Path)
@@ -131,25 +127,24 @@ def _list() -> int:
 
 def _verify(options: argparse.Namespace) -> int:
     known = targets.load()
-    every = [cell for suite in (runner.REQUESTS, runner.STREAMS) for cell in runner.all_cells(known, suite)]
-    cells = chosen(every, [f"@{name}" for name in options.target])
+    wanted = [name for pattern in options.target for name in fnmatch.filter(known, pattern) or [pattern]]
+    if unknown := sorted(set(wanted) - set(known)):
+        raise TargetError(f"no target is named {', '.join(unknown)}; there are: {' '.join(known)}")
     bad = 0
-    for cell in cells:
-        scenario, _, name = cell.partition("@")
-        if known[name].kind == "loop":
-            continue
-        targets.prepare(known[name])
+    for name in dict.fromkeys(wanted):
+        target = known[name]
         try:
-            with processes.running(known[name]) as server:
-                if scenario in LIVE:
-                    check_live(LIVE[scenario], server.url)
-                else:
-                    check(SCENARIOS[scenario], server)
-        except (Unverified, OSError) as error:
+            targets.prepare(target)
+            for finding in acceptance.examine(target):
+                bad += bool(finding.complaint)
+                print(f"{name}: {finding}", flush=True)
+        except TargetError as error:
             bad += 1
-            print(f"{cell}: {error}")
-        else:
-            print(f"{cell}: good")
+            print(error)
+        for scenario, reason in target.cannot.items():
+            print(f"{name}: {scenario}: takes no part: {reason}")
+        if target.limited and (absent := acceptance.absent(target)):
+            print(f"{name}: nothing is said of {', '.join(absent)} (scenarios or [cannot] in target.toml)")
     return 1 if bad else 0
 
 
