@@ -48,7 +48,7 @@ class Server(Struct, frozen=True):
         return group_cpu(self.group) + sum(each.cpu() for each in self.beside)
 
     def rows(self) -> int:
-        """The rows that are committed in its database, read behind its back; 0 without one, or a table yet."""
+        """The rows that are committed in its database, read behind its back; 0 without one or a table."""
         if self.database:
             try:
                 count: int = servers.query(self.database, self.target.rows)[0][0]

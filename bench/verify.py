@@ -77,11 +77,11 @@ def write(subject: Subject) -> None:
         if (found := answer.headers["x-request-id"]) != _ID:
             raise Unverified(f"expected the X-Request-ID {_ID} that was sent, found {found}")
         _stored(subject, before + number, "after a write was answered")
+    if faults := subject.faults():
+        raise Unverified(f"expected a durable database, found {', '.join(faults)}")
     # One may be what the database writes for itself.
     if pending > 1:
         raise Unverified("expected each commit on the disk when its write is answered (synchronous_commit)")
-    if faults := subject.faults():
-        raise Unverified(f"expected a durable database, found {', '.join(faults)}")
     _guarded(client, "POST", contract.READINGS, contract.READING)
     reader = contract.token(scopes="readings:read")
     _expect(
