@@ -1,6 +1,6 @@
 """Whether a target keeps the contract: every check of its scenarios, on one process of it, and the limit.
 
-A measurement verifies again, each a fresh process for its own scenario; here it is about what is missing.
+A measurement verifies again, a fresh process for its one scenario; here all is asked of one.
 """
 
 import functools
@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 from msgspec import Struct
 
-from bench import cells
+from bench import cells, contract
 from bench.live.cells import check as check_live
 from bench.live.scenarios import LIVE, Scenario
 from bench.processes import Server, running
@@ -48,11 +48,21 @@ def examine(target: Target) -> Iterator[Finding]:
     """Check all that a target says it does, and its limit; TargetError if it does not start."""
     if target.kind == "loop":
         return
-    with running(target) as server:
+    streams = any(name in LIVE for name in target.scenarios)
+    # All but the streams ask so little that they stay below the low limit, which spares a start.
+    together = target.limited and not streams
+    with running(target, contract.LOW_LIMIT if together else contract.LIMIT) as server:
         for names, check in _checks(target):
             yield Finding(names, _complaint(functools.partial(check, server)))
-    if target.limited:
-        yield Finding((LIMIT,), _complaint(functools.partial(cells.check_limit, target)))
+        if together:
+            yield _limit(server)
+    if target.limited and not together:
+        with running(target, contract.LOW_LIMIT) as server:
+            yield _limit(server)
+
+
+def _limit(server: Server) -> Finding:
+    return Finding((LIMIT,), _complaint(functools.partial(cells.check_limit, server)))
 
 
 def absent(target: Target) -> list[str]:

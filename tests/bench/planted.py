@@ -290,7 +290,7 @@ def planted_postgres(url: str, fault: str = "") -> Iterator[Subject]:
         "UNIQUE (device, metric, ts))"
     )
     off = "off" if fault == "a database without synchronous_commit" else "on"
-    database.execute(f"ALTER DATABASE bench SET synchronous_commit = {off}")
+    database.execute(f"ALTER DATABASE postgres SET synchronous_commit = {off}")
     if fault == "commits asynchronously":
         database.execute("SET synchronous_commit = off")
 
