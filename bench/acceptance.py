@@ -56,6 +56,8 @@ def examine(target: Target) -> Iterator[Finding]:
             yield Finding(names, _complaint(functools.partial(check, server)))
         if together:
             yield _limit(server)
+    if "write" in target.scenarios and not target.limited:
+        yield Finding((LIMIT,), "expected `limited = true` in target.toml, and 429 beyond {limit} a minute")
     if target.limited and not together:
         with running(target, contract.LOW_LIMIT) as server:
             yield _limit(server)
