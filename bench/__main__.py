@@ -1,23 +1,19 @@
 """`python -m bench COMMAND`: what the gate is measured by, beside others and by itself."""
 
 import argparse
+import fnmatch
 import random
 import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench import compare, environment, gallery, plans, processes, runner, summary, targets
-from bench.cells import check, check_limit
-from bench.live.cells import check as check_live
-from bench.live.scenarios import LIVE
+from bench import acceptance, compare, environment, gallery, plans, runner, summary, targets
 from bench.micro import instructions, regression, timing
 from bench.micro.paths import PATHS
 from bench.progress import say
 from bench.results import Facts, Plan, Results, ResultsError, chosen
-from bench.scenarios import SCENARIOS
 from bench.targets import Target, TargetError
-from bench.verify import Unverified
 
 # The cells of a command that has no --only.
 EVERY = ("*",)
@@ -60,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("cells", help="list scenarios, targets and cells")
     command.set_defaults(run=lambda _: _list())
     command = commands.add_parser("verify", help="check that a target keeps the contract, measure nothing")
-    command.add_argument("target", nargs="+")
+    command.add_argument("target", nargs="+", help="a name, * and ? stand for any")
     command.set_defaults(run=_verify)
     _add_micro(commands)
     return parser
@@ -225,33 +221,25 @@ def _list() -> int:
 
 def _verify(options: argparse.Namespace) -> int:
     known = targets.load()
-    cells = plans.select(runner.all_cells(known, runner.REQUESTS, runner.STREAMS), known, (), options.target)
+    wanted = [name for pattern in options.target for name in fnmatch.filter(known, pattern) or [pattern]]
+    if unknown := sorted(set(wanted) - set(known)):
+        raise TargetError(f"no target is named {', '.join(unknown)}; there are: {' '.join(known)}")
     bad = 0
-    for name in dict.fromkeys(cell.partition("@")[2] for cell in cells):
-        targets.prepare(known[name])
-        scenarios = [cell.partition("@")[0] for cell in cells if cell.endswith(f"@{name}")]
-        for scenario in [*scenarios, *(["limit"] if known[name].limited else [])]:
-            if known[name].kind == "loop":
-                continue
-            try:
-                _check(scenario, known[name])
-            except (Unverified, OSError) as error:
-                bad += 1
-                print(f"{scenario}@{name}: {error}")
-            else:
-                print(f"{scenario}@{name}: good", flush=True)
+    for name in dict.fromkeys(wanted):
+        target = known[name]
+        try:
+            targets.prepare(target)
+            for finding in acceptance.examine(target):
+                bad += bool(finding.complaint)
+                print(f"{name}: {finding}", flush=True)
+        except TargetError as error:
+            bad += 1
+            print(error)
+        for scenario, reason in target.cannot.items():
+            print(f"{name}: {scenario}: takes no part: {reason}")
+        if target.limited and (absent := acceptance.absent(target)):
+            print(f"{name}: nothing is said of {', '.join(absent)} (scenarios or [cannot] in target.toml)")
     return 1 if bad else 0
-
-
-def _check(scenario: str, target: Target) -> None:
-    if scenario == "limit":
-        check_limit(target)
-        return
-    with processes.running(target) as server:
-        if scenario in LIVE:
-            check_live(LIVE[scenario], server.url)
-        else:
-            check(SCENARIOS[scenario], server)
 
 
 def _compare(options: argparse.Namespace) -> int:
