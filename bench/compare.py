@@ -1,8 +1,8 @@
 """`python -m bench compare A B`: what changed from one run to another, and whether it is more than noise.
 
-Each cell is taken by the floor of its own round (uvloop + httptools, on the same machine in the same minutes),
-so that two runs on a machine in different moods can be compared. Where both runs lack the floor, or the cell is
-the floor, what was counted is compared as it is, and marked.
+Each cell is taken by the floor of its own round (uvloop + httptools, on the same machine in the same
+minutes), so that two runs on a machine in different moods can be compared. Where a run lacks the floor, or
+the cell is the floor, what was counted is compared as it is, and marked.
 """
 
 from collections.abc import Iterator, Mapping
@@ -76,9 +76,9 @@ def render(first: Results, second: Results) -> str:
     parts = [
         f"# {second.directory.name} against {first.directory.name}",
         f"{len(found)} cells in both runs; {len(shown)} differ by more than noise "
-        f"(chance alone shows about {len(found) * LEVEL:.0f}). A factor above 1 is more than before. Cells count "
-        "by the floor of their own round, those with * as they are; both a permutation test and a bootstrap "
-        "interval have to speak for a difference.",
+        f"(chance alone shows about {len(found) * LEVEL:.0f}). A factor above 1 is more than before. Cells "
+        "count by the floor of their own round, those with * as they are; both a permutation test and a "
+        "bootstrap interval have to speak for a difference.",
         *_warnings(first, second),
         section("Cells", table(_HEAD, map(_line, found))),
         section("Only before", "\n".join(f"- {name}" for name in gone)),

@@ -1,4 +1,4 @@
-"""A run in the form that reports are made from: what each target reached in each scenario, all rounds together."""
+"""A run as reports need it: what each target reached in each scenario, all rounds together."""
 
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -36,7 +36,7 @@ class Point(Struct, frozen=True):
 
 
 class Measured(Struct, frozen=True):
-    """A cell of all rounds: what was counted per second by round, medians of the rest, why rounds are void."""
+    """A cell of all rounds: what was counted, by round; medians of the rest; why rounds are void."""
 
     scenario: str
     target: str

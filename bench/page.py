@@ -16,8 +16,8 @@ METHOD = (
     "values, rows that are really in its database; one wrong answer voids it.",
     "Every round measures everything once, in an order of its own; ratios are taken within rounds, so that a "
     "slow minute of the machine is slow for both.",
-    "Throughput is a closed loop of 64 connections. Latency is an open loop at fixed rates, counted from when "
-    "each request was due, whether or not the server kept up.",
+    "Throughput is a closed loop of 64 connections. Latency is an open loop at fixed rates, counted from "
+    "when each request was due, whether or not the server kept up.",
     "CPU is that of all processes of a target; memory is its share (PSS).",
 )
 

@@ -22,13 +22,13 @@ CHOSEN = (
     "blacksheep_granian",
     "sanic_asyncpg",
     "falcon_granian",
-    "django_ninja",
-    "node_fastify",
+    "fastify",
+    "go_nethttp",
 )
-EIGHT = ("hello", "latest", "write", "batch", "page", "rejected-token", "hello-new", "ws-echo")
-# What all others are asked, and the gate beside its own floors.
+EIGHT = ("hello", "latest", "latest-cold", "write", "write-cold", "batch", "page", "rejected-token")
+# What all others are asked.
 ALL = ("hello", "write")
-HOUSE_MORE = ("latest-cold", "write-cold")
+_UNNAMED = "its description does not name it"
 # Scenarios whose latency is also taken at fixed rates.
 CURVES = ("latest", "write")
 
@@ -53,9 +53,7 @@ def full(names: Sequence[str]) -> list[str]:
 
 
 def _wanted(scenario: str, target: str) -> bool:
-    if target == HOUSE:
-        return scenario in (*EIGHT, *HOUSE_MORE)
-    if target in CHOSEN:
+    if target == HOUSE or target in CHOSEN:
         return scenario in EIGHT
     # A loop takes part in what it is the floor of.
     return scenario in (*ALL, "batch") if target.startswith("bare_") else scenario in ALL
@@ -72,7 +70,7 @@ def select(
     scenarios: Sequence[str],
     targets: Sequence[str],
 ) -> list[str]:
-    """Of all cells those of these scenarios and targets (none given: any). ResultsError says what is wrong."""
+    """Of all cells those of these scenarios and targets (none given: any); ResultsError."""
     _refuse_unknown("scenario", scenarios, [*SCENARIOS, *LIVE])
     _refuse_unknown("target", targets, known)
     found = [
@@ -82,7 +80,7 @@ def select(
     ]
     if not found:
         reasons = [
-            f"{target} has no {scenario}: {known[target].cannot.get(scenario, 'its description does not name it')}"
+            f"{target} has no {scenario}: {known[target].cannot.get(scenario, _UNNAMED)}"
             for target in targets
             for scenario in scenarios
         ]
@@ -136,7 +134,7 @@ def canary_seconds() -> float:
 
 
 def fitting(plan: Plan, known: Mapping[str, Target], minutes: float, seconds: int | None) -> Plan:
-    """The plan with as long measurements as fit into the minutes, or with `seconds`; ResultsError if none do."""
+    """The plan, measuring for as long as fits into the minutes, or `seconds`; ResultsError if none."""
     given = range(SECONDS_MOST, SECONDS_LEAST - 1, -1) if seconds is None else (seconds,)
     for each in given:
         tried = Plan(plan.cells, plan.rounds, each, plan.warm_up, plan.seed, plan.curves, plan.canary)

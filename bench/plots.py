@@ -45,17 +45,17 @@ def draw(results: Results, home: Path) -> list[Path]:
             figures[f"throughput-{kind.name}"] = throughput(run, kind, cells)
         if curved := [cell for cell in cells if cell.curve]:
             figures[f"latency-{kind.name}"] = latency(run, kind, curved)
-    for name, figure in (("floor", of_floor(run)), ("memory", memory(run)), ("cpu", cpu(run))):
-        if figure is not None:
-            figures[name] = figure
+    more = {"floor": of_floor(run), "memory": memory(run), "cpu": cpu(run)}
+    figures |= {name: figure for name, figure in more.items() if figure is not None}
     for old in home.glob("*.svg"):
         old.unlink()
     return [_save(figure, home / f"{name}.svg") for name, figure in figures.items()]
 
 
 def throughput(run: Digest, kind: Kind, cells: Sequence[Measured]) -> Figure:
-    """Bars of medians, the best on top, with a line from the least to the greatest and a dot for each round."""
-    figure, axes = _sheet(len(cells), f"{kind.title}\n{kind.unit}{', less is better' if kind.lower else ''}")
+    """Bars of medians, the best on top; a line from the least to the greatest, a dot for each round."""
+    less = ", less is better" if kind.lower else ""
+    figure, axes = _sheet(len(cells), f"{kind.title}\n{kind.unit}{less}")
     for place, cell in enumerate(cells):
         rates = sorted(cell.rates.values())
         axes.barh(place, middle(rates), color=_colour(cell), height=0.7)
@@ -123,7 +123,7 @@ def _cycle() -> Iterable[str]:
 
 
 def of_floor(run: Digest) -> Figure | None:
-    """What the gate reaches of the floor in every scenario of requests, with its spread; None without a floor."""
+    """What the gate reaches of the floor in every scenario of requests; None without a floor."""
     kinds = [kind for kind in run.kinds if not (kind.lower or kind.stream) and kind.unit == "requests/s"]
     rows = [
         (kind.name, found)

@@ -28,8 +28,8 @@ def now() -> str:
 class Progress:
     """Counts what is done, and learns how long cells really take.
 
-    What a cell took in an earlier round is what it will take; of the others the plan's guess counts, corrected
-    by what the guesses were wrong so far.
+    What a cell took in an earlier round is what it will take; of the others the plan's guess counts,
+    corrected by what the guesses were wrong so far.
     """
 
     def __init__(self, plan: Plan, known: Mapping[str, Target], todo: Sequence[str]) -> None:

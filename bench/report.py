@@ -14,7 +14,8 @@ HOUSE = "tidegate"
 LOADED = 0.97
 
 LIMITS = (
-    "One machine with two cores: the server has one, the load generator the other, over loopback. "
+    "One machine with two cores: the server has one, the load generator the other, over loopback. A database "
+    "runs on the generator's core; what it takes there is shown. "
     "Compare ratios, which are taken within each round; absolute figures are this machine's."
 )
 _OVERLOAD = "p99 is that of a closed loop with all connections busy: an overload's, not a service's."

@@ -14,8 +14,8 @@ _WIN_HEAD = ("scenario", "who", "what", "better by", "Tidegate", "they", "rounds
 _COST_HEAD = ("scenario", "target", "CPU us", "database us", "MiB idle", "MiB loaded", "start ms")
 _CURVE_HEAD = ("scenario", "target", "offered/s", "p50 ms", "p99 ms", "p99.9 ms", "max ms", "p99 of rounds")
 _RATIO_NOTE = (
-    "Ratios are medians of the rounds' ratios, in brackets the least and the greatest. Floors are no servers: "
-    "they do less than the contract asks, and show what is to be had."
+    "Ratios are medians of the rounds' ratios, in brackets the least and the greatest. Floors are no "
+    "servers: they do less than the contract asks, and show what is to be had."
 )
 
 
@@ -62,8 +62,7 @@ def _head(results: Results) -> str:
     what = f"{env.get('cpu', 'an unknown CPU')}, {env.get('cores', '?')} cores, {env.get('kernel', '')}"
     good = sum(1 for cell in results.final() if not cell.void)
     return (
-        f"{report.LIMITS} The load generator has core {env.get('load_core', 1)}, and so has the database where a "
-        "target needs one: what it takes there is shown.\n\n"
+        f"{report.LIMITS}\n\n"
         f"{when}{', with local changes' if env.get('dirty') else ''}; {what}. {good} of "
         f"{plan.rounds * len(plan.cells)} measurements count: {plan.rounds} rounds of {plan.seconds} s after "
         f"{plan.warm_up} s of warm-up, seed {plan.seed}."
@@ -148,8 +147,8 @@ def _machine(results: Results) -> str:
     least, most = min(map(canary.rate, songs)) / usual, max(map(canary.rate, songs)) / usual
     return (
         f"The canary ({results.plan.canary}, 1 s) was asked {len(songs)} times: {usual:,.0f}/s, between "
-        f"{least - 1:+.1%} and {most - 1:+.1%} of it. It was off by more than {canary.OFF:.0%} {len(off)} times; "
-        f"{len(doubtful)} of {len(results.final())} measurements stand beside such a one."
+        f"{least - 1:+.1%} and {most - 1:+.1%} of it. It was off by more than {canary.OFF:.0%} {len(off)} "
+        f"times; {len(doubtful)} of {len(results.final())} measurements stand beside such a one."
     )
 
 

@@ -1,8 +1,8 @@
-"""Lets a process under callgrind say itself what is counted: start-up and warm-up run without instrumentation.
+"""Lets a process under callgrind say itself what is counted: start-up and warm-up are not.
 
-Valgrind is asked by a sequence of instructions that does nothing elsewhere (valgrind.h and callgrind.h, "client
-requests"). There is no library for that in Python, so the sequence lies in a page of its own and is called by
-ctypes. Outside of valgrind every request is answered by 0.
+Valgrind is asked by a sequence of instructions that does nothing elsewhere (valgrind.h and callgrind.h,
+"client requests"). There is no library for that in Python, so the sequence lies in a page of its own and is
+called by ctypes. Outside of valgrind every request is answered by 0.
 """
 
 import ctypes
@@ -11,7 +11,7 @@ import platform
 import re
 from pathlib import Path
 
-# rdi: the address of six words, request and arguments. rol by 128 bits in all; xchg rbx, rbx; the answer is in rdx.
+# rdi: the address of six words, request and arguments. rol by 128 bits, xchg rbx, rbx; rdx: the answer.
 _CODE = bytes.fromhex("48 89 f8 31 d2 48 c1 c7 03 48 c1 c7 0d 48 c1 c7 3d 48 c1 c7 33 48 87 db 48 89 d0 c3")
 _RUNNING_ON_VALGRIND = 0x1001
 _BASE = ord("C") << 24 | ord("T") << 16

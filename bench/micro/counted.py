@@ -1,4 +1,4 @@
-"""`python -m bench.micro.counted PATH OUT` counts the instructions of one path, under callgrind; JSON on stdout."""
+"""`python -m bench.micro.counted PATH OUT` counts the instructions of one path, under callgrind."""
 
 import argparse
 import sys

@@ -1,14 +1,14 @@
-"""`python -m bench instructions --check`: no path may take more instructions than is recorded, without a reason.
+"""`python -m bench instructions --check`: no path takes more instructions than recorded, without a reason.
 
-instructions.toml holds, per path, the instructions of a request and why they last grew. A measured path may be
-3 % above its figure. A figure in the file may only rise beside a `why` that the commit before did not have, so
-small rises cannot add up unseen.
+instructions.toml holds, per path, the instructions of a request and why they last grew. A measured path may
+be 3 % above its figure. A figure in the file may only rise beside a `why` that the commit before did not
+have, so small rises cannot add up unseen.
 
-A count belongs to an interpreter build and to the libraries in C. For another Python version, or other versions
-of those libraries, the check refuses: what it would find says nothing about the code. For another build of the
-same version (Debian's beside pyenv's: other compiler, PGO or not) each path is compared by the median of all
-paths' factors, which such a build moves together: one path that grew beside the others is still found, all of
-them growing by the same factor is not, and the output says so.
+A count belongs to an interpreter build and to the libraries in C. For another Python (3.12 for 3.11), or
+other versions of those libraries, the check refuses: what it would find says nothing about the code. For
+another build of the same Python each path is compared by the median of all paths' factors, which a build
+moves together (Debian's 3.11.2 beside pyenv's 3.11.7: 0.92 to 0.96). One path that grew beside the others is
+found there too, all of them growing alike is not; the output says so.
 """
 
 import importlib.metadata
@@ -58,10 +58,9 @@ class Record(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def interpreter() -> Interpreter:
-    """This one."""
-    build = (
-        f"{platform.python_compiler()}, {'-'.join(platform.libc_ver())}, {sys.version.partition('(')[2][:40]}"
-    )
+    """What runs now."""
+    parts = (sys.version.replace("\n", " "), "-".join(platform.libc_ver()), platform.machine())
+    build = ", ".join(parts)
     versions = {name: importlib.metadata.version(name) for name in LIBRARIES}
     return Interpreter(platform.python_version(), build, versions)
 
@@ -94,16 +93,14 @@ def check(names: Sequence[str], jobs: int) -> int:
 def comparable(recorded: Interpreter, here: Interpreter) -> bool:
     """Whether counts can be compared as they are; False: by each other alone. CallgrindError: not at all."""
     for what, old, new in (
-        ("Python", recorded.python, here.python),
+        # Patch releases run the same bytecode.
+        ("Python", _minor(recorded.python), _minor(here.python)),
         *((name, recorded.libraries.get(name, "none"), here.libraries[name]) for name in LIBRARIES),
     ):
-        # Patch releases of Python run the same bytecode.
-        if (_minor(old), _minor(new)) != (old, new) and what == "Python":
-            old, new = _minor(old), _minor(new)
         if old != new:
             raise CallgrindError(
-                f"the figures were recorded with {what} {old}, this is {new}: counts of the two say nothing about "
-                "the code. Check with what was recorded, or record anew: instructions --write --why TEXT"
+                f"the figures were recorded with {what} {old}, this is {new}: no word about the code. "
+                "Check with what was recorded, or record anew: instructions --write --why TEXT"
             )
     return recorded == here
 
@@ -218,8 +215,9 @@ def written(record: Record) -> str:
     """The file's text."""
     inner = record.interpreter
     lines = [
-        "# Instructions per request (callgrind) of the main paths: `python -m bench instructions --check` holds the",
-        "# code to them, `--write` records them (--why TEXT where they grew). bench/micro/regression.py has the rules.",
+        "# Instructions per request (callgrind) of the main paths: `python -m bench instructions --check`",
+        "# holds the code to them, `--write` records them (--why TEXT where they grew). The rules stand in",
+        "# bench/micro/regression.py.",
         "[interpreter]",
         f"python = {_quoted(inner.python)}",
         f"build = {_quoted(inner.build)}",

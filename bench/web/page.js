@@ -194,7 +194,7 @@ function draw() {
   byId("percentile").hidden = state.view !== "latency";
   const wanted = byId("filter").value.trim().toLowerCase();
   const shown = names.filter((name) => `${name} ${run.titles[name]}`.toLowerCase().includes(wanted));
-  buttons("peers", shown.map((name) => [name, run.titles[name], name]), (name) => state.peers.has(name), (name) => { if (!state.peers.delete(name)) state.peers.add(name); });
+  buttons("peers", shown.map((name) => [name, run.titles[name], name]), (name) => state.peers.has(name), (name) => { if (!state.peers.delete(name)) state.peers.add(name); }, (name) => !cellOf(state.scenario, name));
   byId("chosen").textContent = `${state.peers.size} of ${names.length}`;
   byId("title").textContent = `${kind.name}: ${kind.title}`;
   const lower = state.view !== "counted" || kind.lower;
