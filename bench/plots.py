@@ -9,9 +9,9 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.style import context
 
 from bench.digest import FLOOR, Digest, Kind, Measured, Point, digest, middle
 from bench.plans import HOUSE
@@ -21,16 +21,8 @@ HOUSE_COLOUR, PEER_COLOUR, FLOOR_COLOUR = "#0b7285", "#adb5bd", "#e9ecef"
 DOT_COLOUR, TEXT_COLOUR = "#343a40", "#212529"
 # Curves of others, told apart by anybody (Okabe and Ito 2008).
 CURVES = ("#e69f00", "#56b4e9", "#009e73", "#d55e00", "#cc79a7", "#0072b2", "#999999", "#f0e442")
-_SETTINGS = {
-    # Ids in the files depend on nothing but this.
-    "svg.hashsalt": "tidegate",
-    "font.family": "DejaVu Sans",
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "text.color": TEXT_COLOUR,
-    "axes.edgecolor": PEER_COLOUR,
-}
+# Ids in the files depend on nothing but what stands there (svg.hashsalt).
+STYLE = Path(__file__).parent / "web" / "plots.mplstyle"
 _BAR, _MARGIN = 0.26, 1.1
 
 
@@ -78,9 +70,9 @@ def latency(run: Digest, kind: Kind, cells: Sequence[Measured]) -> Figure:
     """p50 and p99 against offered load, both on logarithmic axes; the gate is drawn last, on top."""
     figure = Figure(figsize=(9, 4.2), layout="constrained")
     both = figure.subplots(1, 2, sharey=True)
-    picks = (("p50", lambda point: point.p50_ms), ("p99", lambda point: point.p99_ms))
+    picks: dict[str, Callable[[Point], float]] = {"p50": lambda p: p.p50_ms, "p99": lambda p: p.p99_ms}
     colours = dict(zip([c.target for c in cells if c.target != HOUSE], _cycle(), strict=False))
-    for axes, (name, pick) in zip(both, picks, strict=True):
+    for axes, (name, pick) in zip(both, picks.items(), strict=True):
         for cell in sorted(cells, key=lambda each: each.target == HOUSE):
             _curve(axes, cell.curve, [pick(each) for each in cell.curve], run, cell, colours)
         axes.set_xscale("log")
@@ -226,8 +218,7 @@ def _colour(cell: Measured) -> str:
 
 
 def _save(figure: Figure, path: Path) -> Path:
-    with mpl.rc_context(_SETTINGS):
-        figure.savefig(path, format="svg", metadata={"Date": None})
+    figure.savefig(path, format="svg", metadata={"Date": None})
     return path
 
 
@@ -236,7 +227,7 @@ def main() -> int:
     parser = argparse.ArgumentParser("python -m bench.plots", description=__doc__)
     parser.add_argument("directory", type=Path)
     directory = parser.parse_args().directory
-    with mpl.rc_context(_SETTINGS):
+    with context(STYLE):
         drawn = draw(Results.read(directory), directory / "plots")
     print(f"{len(drawn)} plots in {directory / 'plots'}")
     return 0

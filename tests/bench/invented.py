@@ -69,7 +69,12 @@ def results(home: Path, name: str = "run", rounds: int = 5, seed: int = 1, facto
     """A whole run; each round's rates are up to 2 % off, those of Tidegate `factor` of what they are."""
     draw = random.Random(seed)
     plan = Plan(list(RATES), rounds, 3, 1, seed, CURVES, "hello@raw_httptools")
-    environment = {"started": "2026-11-21T08:00:00+00:00", "commit": "abc1234", "cpu": "a fast one", "cores": 2}
+    environment = {
+        "started": "2026-11-21T08:00:00+00:00",
+        "commit": "abc1234",
+        "cpu": "a fast one",
+        "cores": 2,
+    }
     found = Results.create(home, name, plan, environment)
     found.keep_facts({each: Facts(title, {"python": "3.11.7"}) for each, title in TITLES.items()})
     for number in range(1, rounds + 1):

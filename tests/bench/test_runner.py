@@ -26,7 +26,6 @@ def _without_plots(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bench.gallery._draw", lambda directory: None)
 
 
-
 class Bench:
     """Measures nothing, but says so as a bench does; `figures` gives what it found, or raises."""
 
