@@ -1,17 +1,18 @@
 """`python -m bench compare A B`: what changed from one run to another, and whether it is more than noise.
 
-Each cell is taken by the floor of its own round (uvloop + httptools, on the same machine in the same
-minutes), so that two runs on a machine in different moods can be compared. Where a run lacks the floor, or
-the cell is the floor, what was counted is compared as it is, and marked.
+A machine is in different moods on different days. So each round of a cell is taken by the others of its round:
+the geometric mean of all peers (whose versions are pinned; the gate is none of them) that both runs have in
+every round. One floor alone would do too, but its own noise would shift every cell at once.
 """
 
-from collections.abc import Iterator, Mapping
+import statistics
+from collections.abc import Iterator, Sequence
 
 from msgspec import Struct
 
-from bench.digest import FLOOR, Digest, digest
-from bench.figures import ratios
+from bench.digest import Digest, Measured, digest
 from bench.noise import LEVEL, Change, change
+from bench.plans import HOUSE
 from bench.report import section, table
 from bench.results import Results
 
@@ -21,7 +22,7 @@ RELEVANT = 0.02
 
 
 class Difference(Struct, frozen=True):
-    """What changed in a cell. `absolute`: not by the floor. `lower`: whether less is better."""
+    """What changed in a cell. `absolute`: not by the peers. `lower`: whether less is better."""
 
     name: str
     change: Change
@@ -43,27 +44,54 @@ class Difference(Struct, frozen=True):
 
 def differences(before: Digest, after: Digest) -> Iterator[Difference]:
     """What changed, for each cell that both have figures of, in the order of the scenarios."""
+    peers = references(before, after)
     for kind in after.kinds:
         for cell in after.of(kind.name):
             old = before.cells.get(cell.name)
             if old is None:
                 continue
-            absolute = cell.name == FLOOR or kind.lower or not (_floor(before) and _floor(after))
-            found = change(
-                _values(old.rates, {} if absolute else _floor(before), absolute),
-                _values(cell.rates, {} if absolute else _floor(after), absolute),
-            )
+            others = [name for name in peers if name != cell.name]
+            absolute = kind.lower or not others
+            names = [] if absolute else others
+            found = change(_values(old, before, names), _values(cell, after, names))
             if found is not None:
                 yield Difference(cell.name, found, absolute, kind.lower)
 
 
-def _floor(run: Digest) -> Mapping[int, float]:
-    cell = run.cells.get(FLOOR)
-    return cell.rates if cell is not None else {}
+def references(before: Digest, after: Digest) -> list[str]:
+    """The peers' cells that have figures in every round of both runs."""
+    lower = {kind.name for kind in after.kinds if kind.lower}
+    return [
+        name
+        for name, cell in after.cells.items()
+        if cell.target != HOUSE
+        and cell.scenario not in lower
+        and name in before.cells
+        and _rounds(before) == set(before.cells[name].rates)
+        and _rounds(after) == set(cell.rates)
+    ]
 
 
-def _values(rates: Mapping[int, float], floor: Mapping[int, float], absolute: bool) -> list[float]:
-    return list(rates.values()) if absolute else ratios(rates, floor)
+def _rounds(run: Digest) -> set[int]:
+    return {number for cell in run.cells.values() for number in cell.rates}
+
+
+def _values(cell: Measured, run: Digest, names: Sequence[str]) -> list[float]:
+    """What was counted in each round, by the mood of the round if there are names to tell it."""
+    return [rate / _mood(run, number, names) for number, rate in sorted(cell.rates.items())]
+
+
+def _mood(run: Digest, number: int, names: Sequence[str]) -> float:
+    return statistics.geometric_mean(run.cells[name].rates[number] for name in names) if names else 1.0
+
+
+def _machine(before: Digest, after: Digest) -> str:
+    """How much faster the peers were, all together."""
+    if not (names := references(before, after)):
+        return ""
+    old, new = ([_mood(run, number, names) for number in sorted(_rounds(run))] for run in (before, after))
+    factor = statistics.geometric_mean(new) / statistics.geometric_mean(old)
+    return f"The machine, by {len(names)} cells of the peers: {factor:.3f} x."
 
 
 def render(first: Results, second: Results) -> str:
@@ -77,8 +105,9 @@ def render(first: Results, second: Results) -> str:
         f"# {second.directory.name} against {first.directory.name}",
         f"{len(found)} cells in both runs; {len(shown)} differ by more than noise "
         f"(chance alone shows about {len(found) * LEVEL:.0f}). A factor above 1 is more than before. Cells "
-        "count by the floor of their own round, those with * as they are; both a permutation test and a "
+        "count by the peers of their own round, those with * as they are; both a permutation test and a "
         "bootstrap interval have to speak for a difference.",
+        _machine(before, after),
         *_warnings(first, second),
         section("Cells", table(_HEAD, map(_line, found))),
         section("Only before", "\n".join(f"- {name}" for name in gone)),

@@ -93,8 +93,8 @@ def _refuse_unknown(kind: str, given: Iterable[str], known: Iterable[str]) -> No
     for name in given:
         if name not in names:
             near = difflib.get_close_matches(name, names, 3)
-            hint = f"; did you mean {' or '.join(near)}?" if near else ""
-            raise ResultsError(f"no {kind} is named {name}{hint} There are: {' '.join(names)}")
+            hint = f" (did you mean {' or '.join(near)}?)" if near else ""
+            raise ResultsError(f"no {kind} is named {name}{hint}; there are: {' '.join(names)}")
 
 
 def curves(cells: Iterable[str], wanted: Iterable[str] = CURVES) -> list[str]:

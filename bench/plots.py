@@ -12,6 +12,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.style import context
+from matplotlib.ticker import LogLocator
 
 from bench.digest import FLOOR, Digest, Kind, Measured, Point, digest, middle
 from bench.plans import HOUSE
@@ -28,6 +29,11 @@ _BAR, _MARGIN = 0.26, 1.1
 
 def draw(results: Results, home: Path) -> list[Path]:
     """All plots of a run into a directory; the files."""
+    with context(STYLE):
+        return _draw(results, home)
+
+
+def _draw(results: Results, home: Path) -> list[Path]:
     run = digest(results)
     home.mkdir(parents=True, exist_ok=True)
     figures: dict[str, Figure] = {}
@@ -82,8 +88,12 @@ def latency(run: Digest, kind: Kind, cells: Sequence[Measured]) -> Figure:
         axes.grid(visible=True, which="major", color=FLOOR_COLOUR)
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.minorticks_off()
+        axes.set_xticks(sorted({point.planned for cell in cells for point in cell.curve}))
+        axes.tick_params(axis="x", labelrotation=45)
     both[0].set_ylabel("ms, from when a request was due")
-    figure.suptitle(kind.title, x=0.01, ha="left")
+    figure.suptitle(kind.title, x=0.01, ha="left", fontsize=10)
     handles, labels = both[0].get_legend_handles_labels()
     figure.legend(handles[::-1], labels[::-1], loc="outside right upper", frameon=False, fontsize=8)
     return figure
@@ -136,7 +146,6 @@ def of_floor(run: Digest) -> Figure | None:
             va="center",
         )
     axes.set_yticks(range(len(rows)), [name for name, _ in rows])
-    axes.invert_yaxis()
     axes.axvline(1, color=PEER_COLOUR, linewidth=1)
     axes.set_xlim(0, 1.1)
     return figure
@@ -194,13 +203,14 @@ def _most(run: Digest, has: Callable[[Measured], bool], cost: Callable[[Measured
 def _sheet(bars: int, title: str) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(8, _MARGIN + _BAR * bars), layout="constrained")
     axes = figure.subplots()
-    axes.set_title(title, loc="left")
+    # Over the names too: a title of the axes would be cut off.
+    figure.suptitle(title, x=0.01, ha="left", fontsize=10)
+    axes.set_ylim(bars - 0.4, -0.6)
     return figure, axes
 
 
 def _names(axes: Axes, run: Digest, cells: Sequence[Measured]) -> None:
     axes.set_yticks(range(len(cells)), [run.titles[cell.target] for cell in cells])
-    axes.invert_yaxis()
     axes.tick_params(axis="y", length=0)
     for label, cell in zip(axes.get_yticklabels(), cells, strict=True):
         if cell.target == HOUSE:
@@ -227,8 +237,7 @@ def main() -> int:
     parser = argparse.ArgumentParser("python -m bench.plots", description=__doc__)
     parser.add_argument("directory", type=Path)
     directory = parser.parse_args().directory
-    with context(STYLE):
-        drawn = draw(Results.read(directory), directory / "plots")
+    drawn = draw(Results.read(directory), directory / "plots")
     print(f"{len(drawn)} plots in {directory / 'plots'}")
     return 0
 
