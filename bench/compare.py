@@ -1,8 +1,8 @@
 """`python -m bench compare A B`: what changed from one run to another, and whether it is more than noise.
 
-A machine is in different moods on different days. So each round of a cell is taken by the others of its round:
-the geometric mean of all peers (whose versions are pinned; the gate is none of them) that both runs have in
-every round. One floor alone would do too, but its own noise would shift every cell at once.
+A machine is in different moods on different days. So each round of a cell is taken by the others of its
+round: the geometric mean of all peers (whose versions are pinned; the gate is none of them) that both runs
+have in every round. One floor alone would do too, but its own noise would shift every cell at once.
 """
 
 import statistics
