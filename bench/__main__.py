@@ -85,6 +85,9 @@ def _add_run(command: argparse.ArgumentParser) -> None:
 def _add_run_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--seed", type=int, help="of the order (default: any; it is recorded)")
     command.add_argument("--resume", type=Path, metavar="DIRECTORY", help="go on with an interrupted run")
+    command.add_argument(
+        "--results", type=Path, default=environment.RESULTS, metavar="DIRECTORY", help="where the run is kept"
+    )
 
 
 def _add_suites(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -160,7 +163,7 @@ def _run(options: argparse.Namespace) -> int:
         return 0
     _make_ready()
     partial = options.quick or bool(options.targets or options.scenarios)
-    return runner.run(runner.begin(plan, partial=partial), known)
+    return runner.run(runner.begin(plan, partial=partial, home=options.results), known)
 
 
 def _plan(options: argparse.Namespace, known: dict[str, Target]) -> Plan:
@@ -175,7 +178,7 @@ def _plan(options: argparse.Namespace, known: dict[str, Target]) -> Plan:
     curves = [] if options.quick else plans.curves(cells)
     rounds = options.rounds or (1 if options.quick else plans.ROUNDS)
     seconds = options.seconds or (1 if options.quick else None)
-    canary = "" if options.quick or plans.FLOOR not in known else plans.CANARY
+    canary = plans.CANARY if plans.CANARY in cells and not options.quick else ""
     plan = Plan(cells, rounds, 1, plans.WARM_UP, _seed(options), curves, canary)
     return plans.fitting(plan, known, options.minutes, seconds)
 
@@ -203,7 +206,7 @@ def _measure(options: argparse.Namespace) -> int:
     plan = Plan(cells, rounds, seconds, warm_up, _seed(options))
     say(plans.described(plan, known))
     partial = options.quick or not options.whole or tuple(options.only) != EVERY
-    return runner.run(runner.begin(plan, partial=partial), known)
+    return runner.run(runner.begin(plan, partial=partial, home=options.results), known)
 
 
 def _list() -> int:
