@@ -48,9 +48,12 @@ class Server(Struct, frozen=True):
         return group_cpu(self.group) + sum(each.cpu() for each in self.beside)
 
     def rows(self) -> int:
-        """The rows that are committed in its database, read behind its back; 0 without one."""
+        """The rows that are committed in its database, read behind its back; 0 without one or a table."""
         if self.database:
-            count: int = servers.query(self.database, self.target.rows)[0][0]
+            try:
+                count: int = servers.query(self.database, self.target.rows)[0][0]
+            except psycopg2.errors.UndefinedTable:
+                return 0
             return count
         return count_rows(self.target, self.data)
 

@@ -13,7 +13,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -55,11 +55,8 @@ class Backing(Struct, frozen=True):
 
 
 @contextmanager
-def postgresql(conf: Mapping[str, str] | None = None) -> Iterator[Backing]:
-    """A new PostgreSQL with the empty database `bench`, that trusts everybody on loopback; ServerError.
-
-    `conf`: settings beside CONFIGURATION.
-    """
+def postgresql() -> Iterator[Backing]:
+    """A new PostgreSQL with an empty database, that trusts everybody on loopback; ServerError."""
     program = _program("postgres", "usr/lib/postgresql/*/bin")
     with _directory("postgresql") as home:
         data = home / "data"
@@ -67,14 +64,13 @@ def postgresql(conf: Mapping[str, str] | None = None) -> Iterator[Backing]:
         shutil.copytree(template, data, copy_function=shutil.copy)
         _hand_over(home)
         port = _free_port()
-        settings = {**CONFIGURATION, "unix_socket_directories": str(home), "port": str(port), **(conf or {})}
+        settings = {**CONFIGURATION, "unix_socket_directories": str(home), "port": str(port)}
         options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
+        command = [str(program), "-D", str(data), *options]
         url = f"postgresql://postgres@127.0.0.1:{port}/postgres"
-        with _running(
-            [str(program), "-D", str(data), *options], home, lambda: query(url, "SELECT 1")
-        ) as process:
-            query(url, "CREATE DATABASE bench")
-            yield Backing(url.removesuffix("postgres") + "bench", process)
+        # Nobody wants the data any more: SIGQUIT ends it at once.
+        with _running(command, home, lambda: query(url, "SELECT 1"), signal.SIGQUIT) as process:
+            yield Backing(url, process)
 
 
 @contextmanager
@@ -84,14 +80,14 @@ def redis() -> Iterator[Backing]:
     with _directory("redis") as home:
         port = _free_port()
         options = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(home)]
-        with _running([str(program), *options], home, lambda: _ping(port)) as process:
+        with _running([str(program), *options], home, lambda: _ping(port), signal.SIGTERM) as process:
             yield Backing(f"redis://127.0.0.1:{port}/0", process)
 
 
 def query(url: str, statement: str) -> list[tuple[Any, ...]]:
     """The rows of a statement, on a connection of its own, committed; psycopg2.Error."""
     with contextlib.closing(psycopg2.connect(url, connect_timeout=5)) as connection:
-        # CREATE DATABASE stands in no transaction.
+        # Each statement is a transaction of its own.
         connection.autocommit = True
         with connection.cursor() as cursor:
             cursor.execute(statement)
@@ -126,7 +122,7 @@ def _template(program: Path) -> Path:
         data = home / "data"
         options = ["--auth=trust", "-U", "postgres", "-E", "UTF8", "--locale=C"]
         done = subprocess.run(
-            [str(program.parent / "initdb"), *options, "-D", str(data)],
+            [str(program.resolve().parent / "initdb"), *options, "-D", str(data)],
             cwd=home,
             capture_output=True,
             text=True,
@@ -143,8 +139,10 @@ def _template(program: Path) -> Path:
 
 
 @contextmanager
-def _running(command: list[str], home: Path, ready: Callable[[], object]) -> Iterator[int]:
-    """A server that is ready; its process id."""
+def _running(
+    command: list[str], home: Path, ready: Callable[[], object], end: signal.Signals
+) -> Iterator[int]:
+    """A server that is ready, its process id; `end` is the signal that ends it."""
     log = home / "log"
     with log.open("wb") as said:
         process = subprocess.Popen(
@@ -160,8 +158,7 @@ def _running(command: list[str], home: Path, ready: Callable[[], object]) -> Ite
         _await(process, ready, log, command[0])
         yield process.pid
     finally:
-        # For both "at once, but in order".
-        process.send_signal(signal.SIGINT)
+        process.send_signal(end)
         try:
             process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
@@ -200,7 +197,7 @@ def _program(name: str, *places: str) -> Path:
     path = shutil.which(name)
     if path is None:
         raise ServerError(f"{name} is not installed")
-    return Path(path).resolve()
+    return Path(path)
 
 
 def _owner() -> pwd.struct_passwd | None:

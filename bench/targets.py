@@ -66,9 +66,9 @@ class Target(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def load(home: Path = HOME) -> dict[str, Target]:
-    """All targets by name; TargetError says which description is wrong."""
+    """All targets by name, the template left out; TargetError says which description is wrong."""
     targets = {}
-    for path in sorted(home.glob("*/target.toml")):
+    for path in sorted(home.glob("[!_]*/target.toml")):
         name = path.parent.name
         try:
             target = msgspec.toml.decode(path.read_bytes(), type=Target)
