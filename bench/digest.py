@@ -1,7 +1,7 @@
 """A run as reports need it: what each target reached in each scenario, all rounds together."""
 
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from msgspec import Struct
 
@@ -96,6 +96,18 @@ class Digest(Struct, frozen=True):
         """The gate in a scenario."""
         cell = self.cells.get(f"{scenario}@{HOUSE}")
         return cell if cell is not None and cell.rates else None
+
+
+def ceilings(run: Digest) -> Iterator[str]:
+    """What the load generators reach by themselves: no figure near that says much of a server."""
+    for name, what in (
+        ("hello@raw_constant", "wrk, in a closed loop on a server that only writes constant bytes"),
+        ("hello-ceiling@raw_constant", "the open loop's client, before it is late itself"),
+    ):
+        cell = run.cells.get(name)
+        if cell is not None and cell.spread is not None:
+            found = cell.spread
+            yield f"{what}: {found.median:,.0f} ({found.least:,.0f} - {found.most:,.0f}) requests/s"
 
 
 def digest(results: Results) -> Digest:

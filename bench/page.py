@@ -6,7 +6,7 @@ from pathlib import Path
 import msgspec
 
 from bench import beaten, report
-from bench.digest import FLOOR, digest
+from bench.digest import FLOOR, ceilings, digest
 from bench.plans import HOUSE
 from bench.results import Results
 
@@ -56,7 +56,7 @@ def _data(results: Results) -> str:
             for cell in run.cells.values()
         ],
         "wins": beaten.wins(run),
-        "method": [*METHOD, *_canary(results)],
+        "method": [*METHOD, *(f"At most: {line}." for line in ceilings(run)), *_canary(results)],
         "doubts": list(report.doubts(results.final())),
     }
     # "<" may begin a tag, and these two end a line in a script.

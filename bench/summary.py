@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from bench import beaten, canary, report
-from bench.digest import Digest, Measured, digest
+from bench.digest import Digest, Measured, ceilings, digest
 from bench.live import report as live
 from bench.live.scenarios import LIVE
 from bench.plans import HOUSE
@@ -30,6 +30,7 @@ def render(results: Results) -> str:
         section("Beside Tidegate", _beside(run), _RATIO_NOTE),
         section("Latency at fixed offered loads", table(_CURVE_HEAD, _curves(run))),
         section("CPU and memory", table(_COST_HEAD, _costs(run))),
+        section("What the generators reach", "\n".join(f"- {line}" for line in ceilings(run))),
         section("The machine", _machine(results)),
         section("Not measured", "\n".join(f"- {line}" for line in _missing(results))),
     ]

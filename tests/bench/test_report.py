@@ -110,6 +110,17 @@ def test_the_runs_of_before_can_be_read(tmp_path: Path) -> None:
     assert "2288e5e" in page.render(run)
 
 
+def test_what_the_generators_reach_is_shown(tmp_path: Path) -> None:
+    plan = Plan(["hello@raw_constant", "hello-ceiling@raw_constant"], 1, 1, 1, 1)
+    run = Results.create(tmp_path, "run", plan, {})
+    run.add(Cell(1, "hello", "raw_constant", "", 1.0, "", Figures(140_000.0)))
+    run.add(Cell(1, "hello-ceiling", "raw_constant", "", 1.0, "", Figures(70_000.0)))
+    text = summary.render(run)
+    assert "constant bytes: 140,000 (140,000 - 140,000) requests/s" in text
+    assert "before it is late itself: 70,000 (" in text
+    assert "At most: wrk" in page.render(run)
+
+
 # -- the page ------------------------------------------------------------------------------------
 
 
