@@ -138,7 +138,9 @@ function drawCurves(cells) {
 function table(head, rows, words = false) {
   const numeric = (text) => /^[\d.,\s×x%()+µ-]+$/.test(text);
   const body = rows.map(({ house, cells }) => make("tr", house ? { class: "house" } : {}, ...cells.map((cell) => make("td", words && numeric(cell) ? { class: "number" } : {}, cell))));
-  return make("table", words ? { class: "words" } : {}, make("thead", {}, make("tr", {}, ...head.map((each) => make("th", {}, each)))), make("tbody", {}, ...body));
+  const first = rows.length ? rows[0].cells : [];
+  const heads = head.map((each, n) => make("th", words && n < first.length && numeric(first[n]) ? { class: "number" } : {}, each));
+  return make("table", words ? { class: "words" } : {}, make("thead", {}, make("tr", {}, ...heads)), make("tbody", {}, ...body));
 }
 
 function figures() {
@@ -153,7 +155,7 @@ function figures() {
       `${Math.round(bar.cell.server_core * 100)} %`, `${Math.round(bar.cell.load_core * 100)} %`],
   }));
   const shown = state.scale === "absolute" ? unit().split(",")[0] : "factor";
-  return table(["target", shown, "least - most", "CPU µs", "database µs", "MiB idle", "MiB loaded", "start ms", "server core", "load core"], found);
+  return table(["target", shown, "least - most", "CPU µs", "database µs", "idle MiB", "loaded MiB", "start ms", "server", "load"], found);
 }
 
 const curved = () => run.cells.filter((cell) => cell.scenario === state.scenario && cell.curve.length && state.peers.has(cell.target));
