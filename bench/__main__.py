@@ -155,7 +155,7 @@ def _run(options: argparse.Namespace) -> int:
     known = targets.load()
     if options.resume is not None:
         _make_ready()
-        return runner.run(Results.read(options.resume), known)
+        return runner.run(_interrupted(options.resume), known)
     plan = _plan(options, known)
     say(plans.described(plan, known))
     if options.plan:
@@ -164,6 +164,14 @@ def _run(options: argparse.Namespace) -> int:
     _make_ready()
     partial = options.quick or bool(options.targets or options.scenarios)
     return runner.run(runner.begin(plan, partial=partial, home=options.results), known)
+
+
+def _interrupted(directory: Path) -> Results:
+    """A run to go on with; ResultsError if it is of another commit: its rounds would not be of one thing."""
+    results, (head, _) = Results.read(directory), environment.commit()
+    if (begun := results.environment.get("commit", head)) != head:
+        raise ResultsError(f"{directory} was begun on commit {begun}, this is {head}")
+    return results
 
 
 def _plan(options: argparse.Namespace, known: dict[str, Target]) -> Plan:
@@ -198,7 +206,7 @@ def _measure(options: argparse.Namespace) -> int:
     _make_ready()
     known = targets.load()
     if options.resume is not None:
-        return runner.run(Results.read(options.resume), known)
+        return runner.run(_interrupted(options.resume), known)
     cells = chosen(runner.all_cells(known, options.suite), options.only)
     rounds, seconds, warm_up = (2, 1, 1) if options.quick else (options.rounds, options.seconds, 2)
     if options.suite is runner.STREAMS and seconds > SECONDS_MAX:

@@ -38,10 +38,10 @@ class Progress:
         self._done = 0
         self._took: dict[str, list[float]] = {}
 
-    def line(self, cell: Cell) -> str:
-        """The line of a cell that is done."""
+    def line(self, cell: Cell, spent: float) -> str:
+        """The line of a cell that is done, all attempts and the canary in `spent` seconds."""
         self._done += 1
-        self._took.setdefault(cell.name, []).append(cell.took)
+        self._took.setdefault(cell.name, []).append(spent)
         place = f"[{self._done}/{len(self._todo)}] round {cell.round}"
         return f"{place}: {cell.name} {_found(cell)}  ({_time(self.left())} left)"
 

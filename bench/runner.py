@@ -2,6 +2,7 @@
 
 import random
 import sys
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
@@ -102,6 +103,7 @@ def run(results: Results, known: Mapping[str, Target], measure: Measure | None =
     progress = Progress(plan, known, [name for _, name in todo])
     try:
         for place, (number, name) in enumerate(todo):
+            began = time.monotonic()
             if place % plans.CANARY_EVERY == 0:
                 _sing(results, known, broken, measure)
             scenario, _, target = name.partition("@")
@@ -110,7 +112,7 @@ def run(results: Results, known: Mapping[str, Target], measure: Measure | None =
             else:
                 cell = _measured(number, name, known[target], plan, measure)
             results.add(cell)
-            say(progress.line(cell))
+            say(progress.line(cell, time.monotonic() - began))
         _sing(results, known, broken, measure)
     except KeyboardInterrupt:
         say(f"\nstopped; go on with: --resume {results.directory}")

@@ -62,6 +62,14 @@ def test_what_cannot_be_done_is_refused_in_one_line(
     assert complaint in capsys.readouterr().err
 
 
+def test_a_run_of_another_commit_is_not_continued(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Results.create(tmp_path, "run", Plan(["latest@tidegate"], 1, 1, 1, 1), {"commit": "abc1234"})
+    assert _main(monkeypatch, "run", "--resume", str(run.directory)) == 2
+    assert "was begun on commit abc1234, this is " in capsys.readouterr().err
+
+
 def test_a_plan_says_its_cells_and_its_time_and_measures_nothing(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

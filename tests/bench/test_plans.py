@@ -102,10 +102,10 @@ def test_progress_learns_how_long_cells_take() -> None:
     progress = Progress(plan(*names[:2], rounds=2), KNOWN, names)
     guessed = progress.left()
     took = 2 * plans.seconds_of(plan(), names[0], KNOWN)
-    line = progress.line(Cell(1, "hello", "raw_httptools", "2026-11-21", took, "", Figures(123_456.0)))
+    line = progress.line(Cell(1, "hello", "raw_httptools", "2026-11-21", 1.0, "", Figures(123_456.0)), took)
     assert line.startswith("[1/4] round 1: hello@raw_httptools 123,456 requests/s  (")
     # Cells take twice as long as the plan thought: those to come, too.
     assert progress.left() == pytest.approx(2 * guessed - took)
-    progress.line(Cell(1, "latest", "tidegate", "2026-11-21", 1.0, "nothing was answered"))
+    progress.line(Cell(1, "latest", "tidegate", "2026-11-21", 1.0, "nothing was answered"), 1.0)
     assert progress.left() == pytest.approx(took + 1.0)
-    assert "VOID: it hung up" in progress.line(Cell(2, "hello", "raw_httptools", "", 1.0, "it hung up"))
+    assert "VOID: it hung up" in progress.line(Cell(2, "hello", "raw_httptools", "", 1.0, "it hung up"), 1.0)
