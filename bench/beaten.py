@@ -89,9 +89,9 @@ def _tail(kind: Kind, house: Measured, peer: Measured) -> Iterator[Win]:
 
 
 def common(house: Measured, peer: Measured) -> list[tuple[Point, Point]]:
-    """The loads that both were asked at."""
-    theirs = {each.planned: each for each in peer.curve}
-    return [(each, theirs[each.planned]) for each in house.curve if each.planned in theirs]
+    """The loads that both were asked at, by a client that was not late itself."""
+    theirs = {each.planned: each for each in peer.curve if not each.late}
+    return [(each, theirs[each.planned]) for each in house.curve if each.planned in theirs and not each.late]
 
 
 def _costs(kind: Kind, house: Measured, peer: Measured) -> Iterator[Win]:

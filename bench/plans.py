@@ -38,7 +38,7 @@ MINUTES = 90.0
 SECONDS_MOST, SECONDS_LEAST = 5, 2
 
 # Seconds that a cell takes beside its load: start, verification, end; a fresh PostgreSQL; joining of a crowd.
-_BESIDE, _DATABASE, _CROWD = 1.5, 2.0, 4.0
+_BESIDE, _DATABASE, _CROWD = 1.2, 1.2, 4.0
 # Rates of a curve that a target reaches, about.
 _STEPS = 4
 _AT_ONCE = ("memory", "start", "size")

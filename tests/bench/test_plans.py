@@ -56,7 +56,7 @@ def test_measurements_are_as_long_as_fits() -> None:
 
 
 def test_what_does_not_fit_is_refused_with_its_time() -> None:
-    with pytest.raises(ResultsError, match=r"take about 19 minutes, more than 5: ask for fewer --targets"):
+    with pytest.raises(ResultsError, match=r"take about 18 minutes, more than 5: ask for fewer --targets"):
         plans.fitting(plan(*(f"hello@raw_{n}" for n in range(30))), {}, 5, 5)
 
 

@@ -52,6 +52,18 @@ def test_a_win_in_some_rounds_only_is_told_as_one(tmp_path: Path) -> None:
     assert win.factor == pytest.approx(1.1)
 
 
+def test_a_load_at_which_the_client_was_late_itself_tells_nothing_of_a_server(tmp_path: Path) -> None:
+    plan = Plan(["write@tidegate", "write@other"], 1, 1, 1, 1, ["write"])
+    run = Results.create(tmp_path, "run", plan, {})
+    for target, steps in (
+        ("tidegate", [invented.opened(500, 2.0), invented.opened(1000, 90.0, late=True)]),
+        ("other", [invented.opened(500, 1.0), invented.opened(1000, 1.0)]),
+    ):
+        run.add(Cell(1, "write", target, "", 1.0, "", Figures(1500.0, curve=steps)))
+    (win,) = beaten.wins(digest.digest(run))
+    assert win.what == "p99 ms at 500/s"
+
+
 def test_less_is_better_where_it_is(tmp_path: Path) -> None:
     plan = Plan(["start@tidegate", "start@other"], 1, 1, 1, 1)
     run = Results.create(tmp_path, "run", plan, {})
