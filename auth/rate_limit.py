@@ -37,7 +37,7 @@ class Policy:
 
 
 # Part of an interval: what rounding may cost must refuse nobody, and admits no unit more per window.
-_TOLERANCE = 1e-3
+TOLERANCE = 1e-3
 
 
 class LimitExceeded(Exception):
@@ -68,7 +68,8 @@ class Limiter:
         self._clock = clock
         self._keys_max = keys_max
         self._interval = policy.interval
-        self._tolerance = policy.interval * _TOLERANCE
+        self._burst = policy.burst
+        self._tolerance = policy.interval * TOLERANCE
         self.depth = policy.depth + self._tolerance
         # Per key the time of the clock at which its bucket is empty.
         self.arrivals: dict[str, float] = {}
@@ -89,7 +90,7 @@ class Limiter:
         # A conditional, not max(): calls count here.
         after = (arrival if arrival > now else now) + cost * self._interval  # noqa: FURB136
         fill = after - now
-        if fill > self.depth and (cost <= self.policy.burst or arrival > now + self._tolerance):
+        if fill > self.depth and (cost <= self._burst or arrival > now + self._tolerance):
             raise self._excess(max(arrival - now, 0.0), cost)
         arrivals[key] = after
         if len(arrivals) > self._keys_max:
@@ -117,7 +118,7 @@ class Limiter:
 
     def _excess(self, fill: float, cost: int) -> LimitExceeded:
         self.refused += 1
-        room = self.policy.depth - cost * self._interval if cost <= self.policy.burst else 0.0
+        room = self.depth - self._tolerance - cost * self._interval if cost <= self._burst else 0.0
         return LimitExceeded(self.policy, fill - room, fill)
 
     def _forget(self, now: float) -> None:

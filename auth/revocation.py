@@ -19,7 +19,7 @@ class Revocations:
 
     `issuer`: the gate's own name; only its subjects are clients. `changed`: called after every
     change that may end a token. `lifetime`: the longest a token of the gate may live, in seconds.
-    `clock`: seconds since 1970.
+    `clock`: seconds since 1970. `spread`: called with every revocation made here, to tell the others.
     """
 
     def __init__(
@@ -30,12 +30,14 @@ class Revocations:
         issuer: str,
         lifetime: int = LIFETIME_MAX,
         clock: Callable[[], float] = time.time,
+        spread: Callable[[Revocation], None] | None = None,
     ) -> None:
         self.lifetime = lifetime
         self._accounts = accounts
         self._changed = changed
         self._issuer = issuer
         self._clock = clock
+        self._spread = spread
         self._tokens: dict[str, Revocation] = {}
         self._subjects: dict[str, Revocation] = {}
 
@@ -61,7 +63,7 @@ class Revocations:
         id = self._token(jti, self._issuer if issuer is None else issuer)
         revocation = Revocation("token", id, 0, math.ceil(exp))
         await self._accounts.revoke(revocation)
-        self._merge([revocation])
+        self._made(revocation)
 
     async def remove_client(self, id: str) -> None:
         """Remove a client and end its tokens. NotFound if there is none; errors of storage."""
@@ -69,11 +71,20 @@ class Revocations:
         cutoff = max(int(self._clock()) + MARGIN, self.cutoff(id) + 1)
         revocation = Revocation("subject", id, cutoff, cutoff + self.lifetime)
         await self._accounts.remove_client(id, revocation)
-        self._merge([revocation])
+        self._made(revocation)
 
     async def refresh(self) -> None:
         """Learn what other workers revoked; to be called at the start and regularly. Errors of storage."""
         self._merge(await self._accounts.revocations())
+
+    def learn(self, revocation: Revocation) -> None:
+        """Take in what another process revoked, sooner than `refresh` would find it."""
+        self._merge([revocation])
+
+    def _made(self, revocation: Revocation) -> None:
+        self._merge([revocation])
+        if self._spread is not None:
+            self._spread(revocation)
 
     def _merge(self, revocations: list[Revocation]) -> None:
         """Add to what is known. Never replace it: what was read may be older than the last call here."""

@@ -12,7 +12,6 @@ from handlers.parameters import readable_device, selection, stamp
 from handlers.problems import Fault, Problem
 from handlers.schemas import DeviceIn, DeviceOut, respond
 from handlers.times import Stamp
-from storage.cache import LatestCache
 from storage.devices import Devices
 from storage.models import Device
 
@@ -28,11 +27,11 @@ _YES_NO = {"true": True, "false": False}
 
 
 class DeviceHandlers:
-    """Handlers of devices. `audit(event, **fields)` is told of removals."""
+    """Handlers of devices. `forget(device)` and `audit(event, **fields)` are told of removals."""
 
-    def __init__(self, devices: Devices, cache: LatestCache, audit: Callable[..., None]) -> None:
+    def __init__(self, devices: Devices, forget: Callable[[str], None], audit: Callable[..., None]) -> None:
         self._devices = devices
-        self._cache = cache
+        self._forget = forget
         self._audit = audit
 
     async def list(self, request: Request) -> Response:
@@ -65,7 +64,7 @@ class DeviceHandlers:
         name = readable_device(request.head)
         readings = parameters.choice(request.head.query, "readings", _YES_NO, False)
         await self._devices.delete_device(name, readings=readings)
-        self._cache.forget(name)
+        self._forget(name)
         self._audit(
             "device_removed",
             device=name,

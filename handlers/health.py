@@ -18,7 +18,8 @@ Probe = Callable[[], Awaitable[None]]
 class Health:
     """Handlers of operations.
 
-    `probes`: per part a check that raises StorageError when it cannot work. `closing`: whether the
+    `probes`: per part a check that raises StorageError when it cannot work; `spare`: the same of parts that
+    the gate can do without. `closing`: whether the
     gate is about to end. `render`: the figures for an Accept header, with their content type.
     `token`: what /metrics asks for, "" if nothing.
     """
@@ -27,10 +28,12 @@ class Health:
         self,
         probes: dict[str, Probe],
         closing: Callable[[], bool],
-        render: Callable[[str], tuple[bytes, str]],
+        render: Callable[[str], Awaitable[tuple[bytes, str]]],
         token: str,
+        spare: dict[str, Probe] | None = None,
     ) -> None:
         self._probes = probes
+        self._spare = spare or {}
         self._closing = closing
         self._render = render
         self._token = token
@@ -40,14 +43,18 @@ class Health:
         return respond(request.head.accept, {"status": "ok"}, headers=_UNCACHED)
 
     async def readyz(self, request: Request) -> Response:
-        """`GET /readyz`: 503 when it should get no traffic."""
-        names = list(self._probes)
-        states = await asyncio.gather(*map(_state, self._probes.values()))
-        parts: dict[str, dict[str, str]] = dict(zip(names, states, strict=True))
+        """`GET /readyz`: 503 when it should get no traffic, 200 and `degraded` without a part to spare."""
+        probes = self._probes | self._spare
+        states = await asyncio.gather(*map(_state, probes.values()))
+        parts: dict[str, dict[str, str]] = dict(zip(probes, states, strict=True))
+        lacking = [name for name in self._spare if parts[name]["status"] != "ok"]
+        for name in lacking:
+            parts[name]["status"] = "degraded"
         if self._closing():
             parts["gate"] = {"status": "closing"}
-        ready = all(state["status"] == "ok" for state in parts.values())
-        content = {"status": "ready" if ready else "unavailable", "parts": parts}
+        ready = all(state["status"] in ("ok", "degraded") for state in parts.values())
+        status = ("degraded" if lacking else "ready") if ready else "unavailable"
+        content = {"status": status, "parts": parts}
         return respond(request.head.accept, content, 200 if ready else 503, _UNCACHED)
 
     async def metrics(self, request: Request) -> Response:
@@ -57,8 +64,7 @@ class Health:
             if not hmac.compare_digest(given.encode("utf-8", "replace"), self._token.encode()):
                 raise Problem("token_missing", "expected the token of /metrics", headers=(challenge(),))
         accept = request.head.headers.get("Accept", "")
-        # It takes milliseconds and reads files of the kernel.
-        body, content_type = await asyncio.to_thread(self._render, accept)
+        body, content_type = await self._render(accept)
         return Response(200, body, content_type, _UNCACHED)
 
     def problems(self, request: Request) -> Response:

@@ -1,7 +1,7 @@
 """The hub: every committed batch, matched once per filter, encoded once per wire, given to all who follow.
 
 It is pure and synchronous: no sockets, no tasks. Whoever drives it publishes batches, calls `ring` when it
-asked to be woken, and fills the gaps that it finds from the log.
+asked to be woken, and fills the gaps that it finds from the log (handlers.live.healer).
 """
 
 import heapq
@@ -11,8 +11,10 @@ from itertools import count
 
 from handlers.live.filters import FilterIndex
 from handlers.live.follower import Figures, Follower, Group
+from handlers.live.gap import Gap
 from handlers.live.items import Delivery, Item
 from handlers.live.window import Window
+from storage.log import LogState
 from storage.models import Batch
 
 _log = logging.getLogger("tidegate.hub")
@@ -25,26 +27,33 @@ ALARMS = 1_000
 class Hub:
     """Joins batches to one stream and hands it on.
 
-    `head`: the offset up to which everything was handed on. `missing`: the offset up to which the hub knows
-    that there is more; while it is above `head`, somebody must read the log and publish what it has.
+    Batches may come from anywhere, in any order, and more than once: what joins is handed on at once, what is
+    early is kept in `gap` until what lies before it has come, or somebody publishes it out of the log.
+
+    `head`: the offset up to which everything was handed on. `epoch`: that of the log which the hub follows.
     `window`: bytes of the newest readings in memory. `now`: loop time. `alarm`: called with the loop time
     at which `ring` must be called, if that is earlier than what was asked before. `observe`: called with the
-    seconds from a batch to the last socket.
+    seconds from a batch to the last socket. `replaced`: called with the new epoch before the hub leaves the
+    old one: all followers must be ended, with positions of the old.
     """
 
     def __init__(
         self,
         head: int,
         *,
+        epoch: str,
         window: int,
         now: Callable[[], float],
         alarm: Callable[[float], None],
         observe: Callable[[float], None],
     ) -> None:
         self.head = head
-        self.missing = head
+        self.epoch = epoch
+        self.gap = Gap(now)
         self.window = Window(head, window)
         self.figures = Figures()
+        self.replaced: Callable[[str], None] = _nothing
+        self._capacity = window
         self.now = now
         self._alarm = alarm
         self._observe = observe
@@ -122,29 +131,59 @@ class Hub:
             for follower in tuple(group.followers):
                 follower.fail()
 
+    # -- the log -------------------------------------------------------------------------------
+
+    def keep_to(self, state: LogState) -> None:
+        """Follow the log of this epoch; who follows the one before it is ended."""
+        if state.epoch == self.epoch:
+            return
+        _log.warning("the log was replaced", extra={"epoch": state.epoch, "head": state.head})
+        self.replaced(state.epoch)
+        self.break_off()
+        self.epoch = state.epoch
+        self.gap.clear()
+        self.skip(state.head)
+
+    def skip(self, head: int) -> None:
+        """Go on behind this offset, without what lies before it; nobody may be following."""
+        self.head = head
+        self.window = Window(head, self._capacity)
+        following = self.gap.settle(head)
+        if following is not None:
+            self.publish(following)
+
+    def expect(self, offset: int) -> None:
+        """The log goes up to this offset at least."""
+        if offset > self.head:
+            self.gap.reaches(offset)
+
     # -- batches -------------------------------------------------------------------------------
 
     def publish(self, batch: Batch) -> None:
-        """Hand a batch on, once it joins: what was handed on already is passed over, a gap is kept for later.
+        """Hand a batch on, once it joins: what was handed on already is passed over, an early one is kept.
 
         The readings of a batch may have holes: what was deleted is no gap.
         """
-        if batch.first > self.head + 1:
-            self.missing = max(self.missing, batch.last)
-            return
         if batch.last <= self.head:
             return
-        if batch.first <= self.head:
-            rest = [reading for reading in batch.readings if reading.offset > self.head]
-            batch = Batch(self.head + 1, batch.last, rest)
-        started = self.now()
-        try:
-            if self._groups:
-                self._deliver(batch)
-                self._observe(self.now() - started)
-        finally:
-            self.window.add(batch)
-            self.head = batch.last
+        if batch.first > self.head + 1:
+            self.gap.keep(batch)
+            return
+        following: Batch | None = batch
+        while following is not None:
+            if following.first <= self.head:
+                rest = [reading for reading in following.readings if reading.offset > self.head]
+                following = Batch(self.head + 1, following.last, rest)
+            started = self.now()
+            try:
+                if self._groups:
+                    self._deliver(following)
+                    self._observe(self.now() - started)
+            finally:
+                self.window.add(following)
+                self.head = following.last
+            # What has waited for this one.
+            following = self.gap.settle(self.head) if self.gap.until else None
 
     def _deliver(self, batch: Batch) -> None:
         find = self._index.find
@@ -180,3 +219,7 @@ class Hub:
         except Exception:
             _log.exception("a broken follower could not be ended")
             follower.close()
+
+
+def _nothing(_: str) -> None:
+    """Nobody needs to know."""

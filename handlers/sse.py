@@ -12,6 +12,7 @@ from handlers.live.recovery import Recoveries, Start
 from handlers.live.streams import LiveStream, Streams
 from handlers.live.subscription import INTERVAL_MAX, Overflow, Subscription, granted
 from handlers.live.wires import Events, Wires
+from handlers.times import TimeFormat
 from storage.patterns import Pattern, parse_pattern
 
 # Milliseconds after which a browser comes back, and how far they are spread.
@@ -20,6 +21,8 @@ JITTER = 500
 
 _EVERYTHING: Pattern = parse_pattern(">")
 _PING = b": ping\n\n"
+# Where no position can be told: the client keeps its own.
+_EXPIRED = b"event: expired\ndata: {}\n\n"
 _HEAD = Response(
     200,
     content_type="text/event-stream",
@@ -46,7 +49,7 @@ class EventStreams:
         self.streams = streams
         self.bound = bound
         self.retry = retry
-        self._wires = wires
+        self.wires = wires
 
     def open(self, request: Request) -> Stream | Response:
         """The stream; Problem for what it cannot be for. To HEAD its head alone."""
@@ -60,12 +63,12 @@ class EventStreams:
         if interval > INTERVAL_MAX:
             raise parameters.invalid("min_interval", "expected at most 1d")
         latest = parameters.choice(query, "latest", _BOOLEANS, False)
-        wire = self._wires.events[parameters.time_format(query)]
+        style = parameters.time_format(query)
         asked = parameters.one(query, "last_event_id")
         since = head.headers.get("Last-Event-ID", "").strip() or asked or None
         if head.method == "HEAD":
             return _HEAD
-        return EventStream(self, request, wire, wish, interval / 1e6, since, latest=latest)
+        return EventStream(self, request, style, wish, interval / 1e6, since, latest=latest)
 
 
 _BOOLEANS = {"true": True, "1": True, "false": False, "0": False, "": False}
@@ -74,13 +77,15 @@ _BOOLEANS = {"true": True, "1": True, "false": False, "0": False, "": False}
 class EventStream(LiveStream):
     """One connection, with one subscription. `since`: what to resume from."""
 
-    __slots__ = ("_events", "_filter", "_interval", "_latest", "_makers", "_shown", "_since")
+    __slots__ = ("_events", "_filter", "_interval", "_latest", "_makers", "_shown", "_since", "_style")
+
+    _events: Events
 
     def __init__(
         self,
         makers: EventStreams,
         request: Request,
-        events: Events,
+        style: TimeFormat,
         filter: Filter,
         interval: float,
         since: str | None,
@@ -89,7 +94,7 @@ class EventStream(LiveStream):
     ) -> None:
         super().__init__(makers.streams, parameters.bearer(request.head), request.head.principal.expires)
         self._makers = makers
-        self._events = events
+        self._style = style
         self._filter = filter
         self._interval = interval
         self._since = since
@@ -106,22 +111,28 @@ class EventStream(LiveStream):
         """See Stream. The verdict comes before anything else."""
         makers = self._makers
         self.sink = sink
-        self.follower = Follower(makers.hub, self, sink, self._events, makers.bound)
         start = makers.recoveries.judge_leniently(self._since)
+        # What follows is the log that it was judged by.
+        self._events = makers.wires.events[self._style]
+        self.follower = Follower(makers.hub, self, sink, self._events, makers.bound)
         subscription = Subscription(0, self._filter, Overflow.DISCONNECT, self._interval, start.offset)
         self.follower.add(subscription)
-        # In one event: there are clients that take a lone retry for one.
-        sink.write(b"retry: %d\n" % makers.retry() + self._verdict(start))
+        if not start.unsure:
+            self._told(start)
         self._streams.add(self)
         if not self.ended:
-            makers.recoveries.run(self.follower, subscription, start, latest=self._latest, live=_nothing)
+            makers.recoveries.run(
+                self.follower, subscription, start, latest=self._latest, told=self._told, live=_nothing
+            )
 
-    def _verdict(self, start: Start) -> bytes:
+    def _told(self, start: Start) -> None:
         content: dict[str, object] = {"recovered": start.recovered}
         if start.reason:
             content["reason"] = start.reason
         content["position"] = self._events.position(start.offset)
-        return self._events.event("recovery", start.offset, content)
+        verdict = self._events.event("recovery", start.offset, content)
+        # In one event: there are clients that take a lone retry for one.
+        self.follower.say(b"retry: %d\n" % self._makers.retry() + verdict)
 
     def received(self, data: bytes) -> None:
         """See Stream. What comes behind the request is not for this stream."""
@@ -130,6 +141,9 @@ class EventStream(LiveStream):
 
     def quiet(self) -> None:
         """See LiveStream."""
+        if not self.follower.settled:
+            self.follower.say(_PING)
+            return
         offset = self.follower.position()
         moved = offset != self._shown
         self._shown = offset
@@ -138,12 +152,17 @@ class EventStream(LiveStream):
     def token_ended(self) -> None:
         """See LiveStream."""
         offset = self.follower.position()
-        self._end(self._events.event("expired", offset, {"position": self._events.position(offset)}))
+        expired = self._events.event("expired", offset, {"position": self._events.position(offset)})
+        self._end(expired if self.follower.settled else _EXPIRED)
 
     def going_away(self) -> None:
         """See LiveStream."""
-        offset = self.follower.position()
-        self._end(self._events.moved(offset))
+        moved = self._events.moved(self.follower.position())
+        self._end(moved if self.follower.settled else b"")
+
+    def log_replaced(self) -> None:
+        """See LiveStream."""
+        self.going_away()
 
     def too_slow(self) -> None:
         """See Owner."""

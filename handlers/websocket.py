@@ -26,9 +26,9 @@ from handlers.live.commands import (
 )
 from handlers.live.filters import Filter
 from handlers.live.follower import Follower
-from handlers.live.handshake import Origins, handshake, is_packed
+from handlers.live.handshake import Origins, extensions, handshake, is_packed
 from handlers.live.reader import FrameError, FrameReader, close_code
-from handlers.live.recovery import Recoveries
+from handlers.live.recovery import Recoveries, Start
 from handlers.live.socket_writes import SocketWriter
 from handlers.live.streams import LiveStream, Streams
 from handlers.live.subscription import INTERVAL_MAX, Subscription, granted
@@ -44,7 +44,7 @@ from handlers.live.wires import (
 )
 from handlers.problems import Problem
 from handlers.schemas import Written
-from handlers.times import InvalidTime, parse_duration
+from handlers.times import InvalidTime, TimeFormat, parse_duration
 from storage.log import InvalidPosition, parse_position
 from storage.models import is_metric
 from storage.patterns import InvalidPattern, parse_pattern
@@ -71,7 +71,7 @@ class WebSockets:
 
     `write`: the plan of `POST /v1/readings`; `requests`: the limit in which a write counts as a request.
     `origins`: pages of these may connect beside our own. `bound`: bytes that may wait for a follower. `now`:
-    microseconds.
+    microseconds. `deflate`: whether frames are compressed for clients that offer it.
     """
 
     def __init__(
@@ -85,25 +85,28 @@ class WebSockets:
         origins: Iterable[str],
         bound: int,
         now: Callable[[], int],
+        *,
+        deflate: bool,
     ) -> None:
         self.hub = hub
         self.recoveries = recoveries
         self.streams = streams
         self.commands = Commands()
         self.bound = bound
-        self._wires = wires
+        self.wires = wires
         self._write = write
         self._requests = requests
         self._origins = Origins(origins)
         self._now = now
+        self._deflate = deflate
 
     def open(self, request: Request) -> Stream:
         """The stream that the request asks for; Problem if it is no handshake."""
         head = request.head
-        answer = handshake(head)
+        extension = extensions(head, deflate=self._deflate)
+        answer = handshake(head, extension)
         packed = is_packed(head)
         style = parameters.time_format(head.query)
-        wire = self._wires.msgpack[style] if packed else self._wires.json[style]
         media = Media.MSGPACK if packed else Media.JSON
         writer = SocketWriter(self._write, self._requests, self._now, request, media)
         refusal = ""
@@ -111,7 +114,9 @@ class WebSockets:
             refusal = "this Origin may not connect"
         elif not head.principal.scopes & (Scope.READINGS_READ | Scope.READINGS_WRITE):
             refusal = "the token lacks the scope readings:read"
-        return WebSocket(self, request, answer, wire, writer, refusal)
+        return WebSocket(
+            self, request, answer, style, writer, refusal, packed=packed, deflated=bool(extension)
+        )
 
 
 class WebSocket(LiveStream):
@@ -119,37 +124,47 @@ class WebSocket(LiveStream):
 
     __slots__ = (
         "_answer",
+        "_deflated",
         "_heard",
         "_held",
         "_leaving",
         "_makers",
+        "_packed",
         "_pinged",
         "_principal",
         "_reader",
         "_refusal",
         "_strikes",
+        "_style",
         "_wire",
         "_writer",
     )
+
+    _wire: JsonFrames | MsgpackFrames
 
     def __init__(
         self,
         makers: WebSockets,
         request: Request,
         answer: Response,
-        wire: JsonFrames | MsgpackFrames,
+        style: TimeFormat,
         writer: SocketWriter,
         refusal: str,
+        *,
+        packed: bool,
+        deflated: bool,
     ) -> None:
         principal = request.head.principal
         super().__init__(makers.streams, parameters.bearer(request.head), principal.expires)
         self._makers = makers
         self._answer = answer
-        self._wire = wire
+        self._style = style
+        self._packed = packed
+        self._deflated = deflated
         self._writer = writer
         self._principal = principal
         self._refusal = refusal
-        self._reader = FrameReader(self._message, FRAME_MAX)
+        self._reader = FrameReader(self._message, FRAME_MAX, deflated=deflated)
         self._strikes = 0
         self._heard = self._pinged = makers.streams.now()
         # Reading is paused, because the client does not read.
@@ -167,6 +182,8 @@ class WebSocket(LiveStream):
     def opened(self, sink: Sink) -> None:
         """See Stream."""
         self.sink = sink
+        wires = self._makers.wires
+        self._wire = wires.frames(self._style, packed=self._packed, deflated=self._deflated)
         self.follower = Follower(self._makers.hub, self, sink, self._wire, self._makers.bound)
         self._streams.add(self)
         if self._refusal and not self.ended:
@@ -199,7 +216,10 @@ class WebSocket(LiveStream):
     def end(self, code: int) -> None:
         """Close with a position to resume from."""
         if not self.ended:
-            position = self._wire.position(self.follower.position())
+            follower = self.follower
+            # Who was told nothing yet has its own, which may lie far before the head: its wish is on the way.
+            known = follower.sent > 0 and follower.settled
+            position = self._wire.position(follower.position()) if known else ""
             self.finish(close_frame(code, position))
 
     def _leave(self, code: int) -> None:
@@ -221,7 +241,7 @@ class WebSocket(LiveStream):
 
     def quiet(self) -> None:
         """See LiveStream."""
-        if self.follower.subscriptions:
+        if self.follower.subscriptions and self.follower.settled:
             self.follower.say(self._wire.moved(self.follower.position()))
 
     def token_ended(self) -> None:
@@ -231,6 +251,10 @@ class WebSocket(LiveStream):
     def going_away(self) -> None:
         """See LiveStream."""
         self._leave(WSCloseCode.GOING_AWAY)
+
+    def log_replaced(self) -> None:
+        """See LiveStream. Writes that wait are not acknowledged: their positions are of another log."""
+        self.end(WSCloseCode.GOING_AWAY)
 
     def too_slow(self) -> None:
         """See Owner."""
@@ -261,7 +285,7 @@ class WebSocket(LiveStream):
             self._command(message)
 
     def _command(self, message: WSMessage) -> None:
-        commands, packed = self._makers.commands, isinstance(self._wire, MsgpackFrames)
+        commands, packed = self._makers.commands, self._packed
         try:
             if packed is not (message.type is WSMsgType.BINARY):
                 raise BadFrame(f"expected {'binary' if packed else 'text'} frames")
@@ -303,18 +327,20 @@ class WebSocket(LiveStream):
             start = recoveries.judge(command.since)
         except InvalidPosition as error:
             raise Problem("invalid", f"since: {error}; or earliest") from error
+        if self.ended:
+            # The log was replaced, and with it everything that was followed.
+            return
         subscription = Subscription(command.id, wish, OVERFLOWS[command.overflow], interval, start.offset)
         follower.add(subscription)
-        fields = {"reason": start.reason} if start.reason else {}
-        self._say(
-            type="subscribed",
-            id=command.id,
-            position=self._wire.position(follower.position()),
-            recovered=start.recovered,
-            **fields,
-        )
+        if not start.unsure:
+            self._subscribed(command.id, start)
         recoveries.run(
-            follower, subscription, start, latest=command.latest, live=lambda: self._live(command.id)
+            follower,
+            subscription,
+            start,
+            latest=command.latest,
+            told=lambda verdict: self._subscribed(command.id, verdict),
+            live=lambda: self._live(command.id),
         )
 
     def _filter(self, command: Subscribe) -> Filter:
@@ -328,6 +354,16 @@ class WebSocket(LiveStream):
         return granted(match, self._principal.grants.patterns, command.metrics)
 
     # -- messages go ---------------------------------------------------------------------------
+
+    def _subscribed(self, id: SubscriptionId, start: Start) -> None:
+        fields = {"reason": start.reason} if start.reason else {}
+        self._say(
+            type="subscribed",
+            id=id,
+            position=self._wire.position(self.follower.position()),
+            recovered=start.recovered,
+            **fields,
+        )
 
     def _live(self, id: SubscriptionId) -> None:
         self._say(type="live", id=id, position=self._wire.position(self.follower.position()))

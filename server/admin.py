@@ -1,5 +1,6 @@
 """Clients from the command line: through the running gate, else in the data directory itself."""
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -13,6 +14,7 @@ from handlers.times import rfc3339
 from server.engines import open_engine
 from server.identity import lifetime, mint
 from server.settings import Settings
+from server.sockets import address, trusting
 from storage.engine import Engine
 from storage.errors import StorageError, Unavailable
 from storage.models import Client
@@ -87,8 +89,7 @@ def url(settings: Settings) -> str:
     try:
         return (settings.data / URL_FILE).read_text("ascii").strip()
     except OSError:
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)  # noqa: S104
-        return f"http://[{host}]:{settings.port}" if ":" in host else f"http://{host}:{settings.port}"
+        return address(settings, settings.host, settings.port)
 
 
 def _shown(client: Client) -> Shown:
@@ -121,10 +122,11 @@ async def _call(settings: Settings, method: str, path: str, content: object = No
     token = mint(settings, "tidegate-cli", ["admin"], [], TOKEN_SECONDS)
     headers = {"Authorization": f"Bearer {token}"}
     timeout = aiohttp.ClientTimeout(total=ANSWER_TIMEOUT)
+    trust = await asyncio.to_thread(trusting, settings)
     try:
         async with (
             aiohttp.ClientSession(gate, timeout=timeout, headers=headers) as session,
-            session.request(method, path, json=content) as response,
+            session.request(method, path, json=content, ssl=trust) as response,
         ):
             answer = await response.json(content_type=None) if response.status != 204 else {}
     except (aiohttp.ClientError, TimeoutError, ValueError) as error:

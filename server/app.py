@@ -14,7 +14,7 @@ import aiohttp
 from auth.clients import Credentials
 from auth.issuers import Issuer
 from auth.keys import KeyRing
-from auth.rate_limit import FailureLimiter, Limiter, Policy
+from auth.rate_limit import FailureLimiter
 from auth.revocation import Revocations
 from auth.tokens import TokenVerifier
 from handlers.console import Console
@@ -25,6 +25,7 @@ from handlers.tokens import TokenHandlers
 from handlers.writing import Writing
 from server import compat, identity, logs, routes
 from server.admissions import Admissions
+from server.control import ParentLink
 from server.cors import Cors
 from server.dispatch import Dispatch, Endpoint
 from server.encoding import Encoder
@@ -38,11 +39,14 @@ from server.metrics import Metrics
 from server.protocol import GateServer
 from server.router import Router
 from server.settings import Settings
+from server.shared import Shared
+from server.totals import Merge
+from storage.broker import CacheCleared, Committed, DeviceForgotten, Message, Revoked
 from storage.cache import LatestCache
 from storage.commit import GroupCommit
 from storage.engine import Engine
 from storage.errors import StorageError, Unavailable
-from storage.models import Batch
+from storage.models import Batch, Revocation
 
 _log = logging.getLogger("tidegate.app")
 
@@ -74,13 +78,20 @@ class Gate:
         log: logs.Logs,
         fail: Callable[[], None],
         ring: KeyRing,
+        shared: Shared,
+        parent: ParentLink | None,
     ) -> None:
         self._settings = settings
+        self._shared = shared
         self._fail = fail
+        self._parent = parent
         # Set it to have the key files read again.
         self.reload = asyncio.Event()
         self.engine = engine
-        self.cache = LatestCache(engine.latest, settings.cache_devices, settings.cache_ttl)
+        self.second = shared.second_level(engine.state)
+        self.cache = LatestCache(
+            engine.latest, settings.cache_devices, settings.cache_ttl, second=self.second
+        )
         self.commit = GroupCommit(
             engine,
             self._publish,
@@ -91,7 +102,11 @@ class Gate:
         )
         lifetime = identity.lifetime(settings)
         self.revocations = Revocations(
-            engine, self._tokens_changed, issuer=settings.jwt_issuer, lifetime=lifetime
+            engine,
+            self._tokens_changed,
+            issuer=settings.jwt_issuer,
+            lifetime=lifetime,
+            spread=self._revoked,
         )
         self.verifier = TokenVerifier(
             ring,
@@ -103,10 +118,11 @@ class Gate:
                 for outside in settings.jwt_issuers
             ],
         )
-        self._requests = _limiter("requests", settings.rate_limit)
-        self._points = _limiter("points", settings.point_limit)
+        self._requests = shared.limiter("requests", settings.rate_limit)
+        self._points = shared.limiter("points", settings.point_limit)
         # Who mistypes a secret does so several times in a row: the whole limit is the burst.
-        self._logins = _limiter("logins", settings.login_limit, burst=settings.login_limit)
+        logins = settings.login_limit
+        self._logins = shared.limiter("logins", logins, burst=logins, capped=True)
         self.writing = Writing(self.commit, engine, self._points)
         self.live = Live(
             settings,
@@ -116,6 +132,9 @@ class Gate:
             self._requests,
             self._observe_delivery,
             wall_clock,
+            told=lambda: shared.told,
+            found=self.cache.apply,
+            passed=self.cache.clear,
         )
         self.tokens = TokenHandlers(
             engine,
@@ -133,11 +152,12 @@ class Gate:
             lambda: self.server.lane.closing,
             self._render,
             settings.metrics_token,
+            shared.probes(),
         )
         parts = (
             self.writing,
             Readings(engine, engine, self.cache),
-            DeviceHandlers(engine, self.cache, logs.audit),
+            DeviceHandlers(engine, self._forget, logs.audit),
             self.tokens,
             self.health,
             self.live.sockets,
@@ -165,19 +185,29 @@ class Gate:
     @classmethod
     @asynccontextmanager
     async def open(
-        cls, settings: Settings, log: logs.Logs, fail: Callable[[], None]
+        cls,
+        settings: Settings,
+        log: logs.Logs,
+        fail: Callable[[], None],
+        parent: ParentLink | None = None,
     ) -> AsyncIterator["Gate"]:
-        """Build the parts, and close them in reverse. `fail` is called if one of them breaks."""
+        """Build the parts, and close them in reverse. `fail` is called if one of them breaks.
+
+        `parent`: where this is one of several workers.
+        """
         async with AsyncExitStack() as stack:
             engine = await open_engine(settings)
             stack.push_async_callback(engine.close)
             session = await stack.enter_async_context(aiohttp.ClientSession())
             ring = await asyncio.to_thread(identity.key_ring, settings)
-            gate = cls(settings, engine, session, log, fail, ring)
+            shared = await stack.enter_async_context(Shared.open(settings, parent))
+            gate = cls(settings, engine, session, log, fail, ring, shared, parent)
             stack.push_async_callback(gate.verifier.close)
             stack.push_async_callback(gate.cache.close)
             stack.push_async_callback(gate.commit.close)
             gate.commit.task.add_done_callback(gate._commit_ended)
+            await shared.run(stack, gate.receive)
+            shared.bind(gate.metrics)
             await gate.revocations.refresh()
             for name, every, work in (
                 ("second", 1.0, gate._tick),
@@ -209,7 +239,30 @@ class Gate:
     def _publish(self, batch: Batch) -> None:
         """What was committed, before the writers get their answers."""
         self.cache.apply(batch)
-        self.live.hub.publish(batch)
+        self.live.publish(batch)
+        self._shared.broker.publish(Committed(batch.epoch or self.engine.state().epoch, batch))
+
+    def receive(self, message: Message) -> None:
+        """What another process has done."""
+        match message:
+            case Committed(epoch, batch):
+                if epoch == self.engine.state().epoch:
+                    self.cache.apply(batch)
+                self.live.receive(batch, epoch)
+            case Revoked(revocation):
+                self.revocations.learn(revocation)
+            case DeviceForgotten(device, offset):
+                self.cache.forget(device, offset)
+            case CacheCleared():
+                self.cache.clear()
+
+    def _forget(self, device: str) -> None:
+        head = self.engine.state().head
+        self.cache.forget(device, head)
+        self._shared.broker.publish(DeviceForgotten(device, head))
+
+    def _revoked(self, revocation: Revocation) -> None:
+        self._shared.broker.publish(Revoked(revocation))
 
     def _observe_delivery(self, seconds: float) -> None:
         self.metrics.observe_delivery(seconds)
@@ -238,10 +291,15 @@ class Gate:
         finally:
             if self.engine.state().floor != floor:
                 self.cache.clear()
+                self._shared.broker.publish(CacheCleared())
 
-    def _render(self, accept: str) -> tuple[bytes, str]:
+    async def _render(self, accept: str) -> tuple[bytes, str]:
         # The routes are there before the metrics that count them.
-        return self.metrics.render(accept)
+        metrics, families = self.metrics, None
+        if self._parent is not None:
+            families = await self._parent.figures()
+        # It takes milliseconds and reads files of the kernel.
+        return await asyncio.to_thread(metrics.render, accept, families)
 
     async def _tick(self) -> None:
         self.encoder.tick(formatdate(usegmt=True))
@@ -320,9 +378,12 @@ class Gate:
         counter("tidegate_writes_failed_total", "Writes that the database failed.", lambda: commit.failed)
         gauge("tidegate_queue_readings", "Readings that wait for a commit.", lambda: commit.queued_readings)
         gauge("tidegate_queue_bytes", "Bytes that wait for a commit.", lambda: commit.queued_bytes)
-        gauge("tidegate_log_head", "Newest offset.", lambda: self.engine.state().head)
-        gauge("tidegate_log_floor", "Newest offset removed by age.", lambda: self.engine.state().floor)
+        log_state, newest = self.engine.state, Merge.MAX
+        gauge("tidegate_log_head", "Newest offset.", lambda: log_state().head, newest)
+        gauge("tidegate_log_floor", "Newest offset removed by age.", lambda: log_state().floor, newest)
         self.metrics.cache("latest", self.cache)
+        if (second := self.second) is not None:
+            counter("tidegate_cache_shared_hits_total", "Misses that Redis answered.", lambda: second.hits)
         self.metrics.cache("token", self.verifier)
         self.metrics.cache("head", self.memo)
         self.metrics.cache("admission", self.admissions)
@@ -340,10 +401,6 @@ class Gate:
         counter("tidegate_parse_errors_total", "Requests that are no HTTP.", lambda: server.parse_errors)
         self.live.bind(self.metrics)
         counter("tidegate_log_lines_dropped_total", "Log lines dropped.", lambda: log.dropped)
-
-
-def _limiter(name: str, limit: int, burst: int | None = None) -> Limiter | None:
-    return Limiter(Policy(name, limit, burst=burst)) if limit else None
 
 
 async def _repeat(name: str, every: float, work: Callable[[], Awaitable[None]]) -> None:

@@ -12,11 +12,12 @@ from auth.clients import InvalidClient
 from auth.keys import ConfigurationError
 from auth.principal import SCOPES
 from handlers.times import InvalidTime, parse_duration
-from server import admin, replay, serving, settings
+from server import admin, replay, serving, settings, sockets, worker, workers
 from server.engines import open_engine
 from server.identity import mint
 from server.replay_csv import ReplayError
 from server.serving import GateBroke
+from server.worker import Post
 from storage.errors import StorageError
 from storage.patterns import InvalidPattern, parse_pattern
 
@@ -54,6 +55,8 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_SERVE + settings.describe(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    # How the parent of several workers starts one of them.
+    serve.add_argument("--worker", type=Post.read, help=argparse.SUPPRESS)
     serve.set_defaults(run=_serve)
 
     token = commands.add_parser(
@@ -122,9 +125,14 @@ def _add_replay(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     parser.set_defaults(run=_replay)
 
 
-def _serve(_: argparse.Namespace) -> int:
+def _serve(options: argparse.Namespace) -> int:
     chosen = settings.from_environment()
-    uvloop.run(serving.serve(chosen, sys.stdout))
+    if options.worker is not None:
+        uvloop.run(worker.work(chosen, options.worker))
+    elif chosen.workers > 1:
+        return uvloop.run(workers.serve(chosen, settings.supervisor(), sys.stdout))
+    else:
+        uvloop.run(serving.serve(chosen, settings.supervisor(), sys.stdout))
     return 0
 
 
@@ -208,6 +216,7 @@ def _replay(options: argparse.Namespace) -> int:
         device=options.device,
         url=options.url or admin.url(chosen),
         token=token,
+        tls=True if options.url else sockets.trusting(chosen),
         metric=options.metric,
         ts_column=options.ts_column,
         value_columns=tuple(options.value_column),

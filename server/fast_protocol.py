@@ -328,10 +328,10 @@ class FastProtocol(GateProtocol):
             transport.write(self._problem(Problem("request_timeout", detail)))
             self.force_close()
 
-    def close_if_idle(self) -> None:
-        """Close the connection if no request is being answered or received."""
+    def close_if_idle(self, now: float) -> None:
+        """Close the connection if no request is being answered or received, nor likely to come."""
         if not self._pending and not self._missing:
-            super().close_if_idle()
+            super().close_if_idle(now)
 
     def _process_keepalive(self) -> None:
         # A pending answer suspends the deadline, which begins anew with the answer.

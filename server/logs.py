@@ -13,9 +13,11 @@ import select
 import threading
 import time
 from collections import deque
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from logging.handlers import QueueHandler, QueueListener
 from queue import SimpleQueue
+from types import MappingProxyType
 
 import orjson
 
@@ -26,6 +28,7 @@ ACCESS_LINES = 50_000
 ACCESS_INTERVAL = 0.1
 # Seconds that close waits for a pipe that nobody reads.
 CLOSE_TIMEOUT = 1.0
+NOTHING: Mapping[str, object] = MappingProxyType({})
 
 _STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName", "fields"}
 # Searched for in the finished line, so that no message, extra or traceback is forgotten: texts under a
@@ -62,11 +65,15 @@ def audit(event: str, /, **fields: object) -> None:
 
 
 class JsonFormatter(logging.Formatter):
-    """A record as JSON: ts, level, logger, message, then its extras, then exception.
+    """A record as JSON: ts, level, logger, message, `always`, then its extras, then exception.
 
     `extra={"fields": {...}}` takes names that logging keeps for itself. An extra does not replace what
     stands before it.
     """
+
+    def __init__(self, always: Mapping[str, object] = NOTHING) -> None:
+        super().__init__()
+        self._always = always
 
     def format(self, record: logging.LogRecord) -> str:
         """One line, without its end."""
@@ -75,6 +82,7 @@ class JsonFormatter(logging.Formatter):
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": _message(record),
+            **self._always,
         }
         extras = {name: value for name, value in record.__dict__.items() if name not in _STANDARD}
         for name, value in (extras | record.__dict__.get("fields", {})).items():
@@ -95,23 +103,33 @@ class _Pipe:
         self._fd = fd
         self._lock = threading.Lock()
 
-    def write(self, lines: bytes) -> None:
-        rest = memoryview(lines)
+    def write(self, *lines: bytes) -> None:
+        """Whole lines, as many at a time as the kernel does not mix with those of other processes."""
         with self._lock:
-            while rest:
-                try:
-                    rest = rest[os.write(self._fd, rest) :]
-                except BlockingIOError:
-                    # Somebody who shares the pipe has made it non-blocking.
-                    select.select((), (self._fd,), ())
+            batch = b""
+            for line in lines:
+                if len(batch) + len(line) > select.PIPE_BUF:
+                    self._write(batch)
+                    batch = b""
+                batch += line
+            self._write(batch)
+
+    def _write(self, data: bytes) -> None:
+        rest = memoryview(data)
+        while rest:
+            try:
+                rest = rest[os.write(self._fd, rest) :]
+            except BlockingIOError:
+                # Somebody who shares the pipe has made it non-blocking.
+                select.select((), (self._fd,), ())
 
 
 class _LineHandler(logging.Handler):
     """Writes records; runs in the listener's thread."""
 
-    def __init__(self, pipe: _Pipe) -> None:
+    def __init__(self, pipe: _Pipe, always: Mapping[str, object]) -> None:
         super().__init__()
-        self.setFormatter(JsonFormatter())
+        self.setFormatter(JsonFormatter(always))
         self._pipe = pipe
         self.dropped = 0
 
@@ -168,9 +186,10 @@ class _Listener(QueueListener):
 class AccessLog:
     """A line per request, written by a thread of its own in batches. `dropped`: lines that were lost."""
 
-    def __init__(self, pipe: _Pipe) -> None:
+    def __init__(self, pipe: _Pipe, always: Mapping[str, object]) -> None:
         self.dropped = 0
         self._pipe = pipe
+        self._always = always
         self._waiting: deque[_Access] = deque()
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._run, name="access-log", daemon=True)
@@ -206,9 +225,9 @@ class AccessLog:
         self._flush()
 
     def _flush(self) -> None:
-        lines = [_access_line(self._waiting.popleft()) for _ in range(len(self._waiting))]
+        lines = [_access_line(self._waiting.popleft(), self._always) for _ in range(len(self._waiting))]
         try:
-            self._pipe.write(b"".join(lines))
+            self._pipe.write(*lines)
         except OSError:
             self.dropped += len(lines)
 
@@ -216,14 +235,14 @@ class AccessLog:
 class Logs:
     """Logging as it was set up. `access` is None where no access log is wanted."""
 
-    def __init__(self, level: str, *, access_log: bool, fd: int) -> None:
+    def __init__(self, level: str, *, access_log: bool, fd: int, always: Mapping[str, object]) -> None:
         pipe = _Pipe(fd)
         records: SimpleQueue[logging.LogRecord] = SimpleQueue()
         self._handoff = _Handoff(records)
-        self._lines = _LineHandler(pipe)
+        self._lines = _LineHandler(pipe, always)
         self._listener = _Listener(records, self._lines)
         self._listener.start()
-        self.access = AccessLog(pipe) if access_log else None
+        self.access = AccessLog(pipe, always) if access_log else None
         root = logging.getLogger()
         self._before = root.handlers[:], root.level
         root.handlers[:] = [self._handoff]
@@ -250,9 +269,12 @@ class Logs:
             self.access.close()
 
 
-def setup(level: str, access_log: bool, fd: int = 2) -> Logs:
-    """Send all logs of the process, from `level` up, as JSON lines to the file descriptor."""
-    return Logs(level, access_log=access_log, fd=fd)
+def setup(level: str, access_log: bool, fd: int = 2, always: Mapping[str, object] = NOTHING) -> Logs:
+    """Send all logs of the process, from `level` up, as JSON lines to the file descriptor.
+
+    `always`: what each line says beside its own.
+    """
+    return Logs(level, access_log=access_log, fd=fd, always=always)
 
 
 def _message(record: logging.LogRecord) -> str:
@@ -267,13 +289,14 @@ def _timestamp(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")[:-6] + "Z"
 
 
-def _access_line(access: _Access) -> bytes:
+def _access_line(access: _Access, always: Mapping[str, object]) -> bytes:
     when, request_id, address, subject, method, path, status, size, seconds = access
     line = {
         "ts": _timestamp(when),
         "level": "info",
         "logger": "tidegate.access",
         "message": "request",
+        **always,
         "request_id": request_id,
         "address": address,
         "subject": subject,

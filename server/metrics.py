@@ -16,6 +16,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
+from server.totals import Family, Merge, Sample
+
 SECONDS = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 READINGS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000)
 
@@ -97,12 +99,13 @@ class RouteFigures:
 class _Pulled:
     """A family whose values are read where they are kept; one reader for each set of label values."""
 
-    __slots__ = ("counter", "help", "labels", "name", "readers")
+    __slots__ = ("counter", "help", "labels", "merge", "name", "readers")
 
-    def __init__(self, name: str, help: str, labels: tuple[str, ...], *, counter: bool) -> None:
+    def __init__(self, name: str, help: str, labels: tuple[str, ...], merge: Merge, *, counter: bool) -> None:
         self.name = name
         self.help = help
         self.labels = labels
+        self.merge = merge
         self.counter = counter
         self.readers: dict[tuple[str, ...], Read] = {}
 
@@ -113,6 +116,21 @@ class _Pulled:
         for values, read in self.readers.items():
             family.add_metric(values, float(read()))
         return family
+
+
+class _Given(Collector):
+    """Figures as they were given."""
+
+    def __init__(self, families: list[Family]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterator[Metric]:
+        """See Collector."""
+        for given in self._families:
+            family = Metric(given.name, given.help, given.kind)
+            for sample in given.samples:
+                family.add_sample(sample.name, sample.labels, sample.value)
+            yield family
 
 
 class Metrics(Collector):
@@ -159,13 +177,16 @@ class Metrics(Collector):
         """
         if not name.endswith("_total"):
             raise ValueError(f"the counter {name!r} does not end with _total")
-        self._bind(name, help, read, labels, counter=True)
+        self._bind(name, help, read, labels, Merge.SUM, counter=True)
 
-    def gauge(self, name: str, help: str, read: Read, **labels: str) -> None:
-        """Show what `read` returns, a number that may fall. As `counter` otherwise."""
+    def gauge(self, name: str, help: str, read: Read, merge: Merge = Merge.SUM, **labels: str) -> None:
+        """Show what `read` returns, a number that may fall. As `counter` otherwise.
+
+        `merge`: what becomes of it where several workers have one.
+        """
         if name.endswith("_total"):
             raise ValueError(f"the gauge {name!r} ends with _total")
-        self._bind(name, help, read, labels, counter=False)
+        self._bind(name, help, read, labels, merge, counter=False)
 
     def cache(self, name: str, figures: CacheFigures) -> None:
         """Show the figures of a cache, labelled with its name."""
@@ -173,17 +194,35 @@ class Metrics(Collector):
         self.counter("tidegate_cache_misses_total", "That missed.", lambda: figures.misses, cache=name)
         self.counter("tidegate_cache_evictions_total", "Made room.", lambda: figures.evictions, cache=name)
 
-    def render(self, accept: str) -> tuple[bytes, str]:
-        """All figures and their media type: OpenMetrics if `accept` names it, else Prometheus' text.
+    def families(self) -> list[Family]:
+        """All figures, to be merged with those of other processes. As `render` otherwise."""
+        return [
+            Family(
+                family.name,
+                family.type,
+                family.documentation,
+                self._merge(family.name),
+                [Sample(sample.name, sample.labels, sample.value) for sample in family.samples],
+            )
+            for family in self._registry.collect()
+        ]
+
+    def render(self, accept: str, families: list[Family] | None = None) -> tuple[bytes, str]:
+        """All figures (else these) and their media type: OpenMetrics if `accept` names it, else
+        Prometheus' text.
 
         Takes milliseconds and reads /proc: call it in a thread. The readers run there too.
         """
+        registry = self._registry
+        if families is not None:
+            registry = CollectorRegistry(auto_describe=False)
+            registry.register(_Given(families))
         # Only the type is taken from the client: a version that is no number makes choose_encoder raise,
         # and it copies what it accepts into the answer's header.
         encode, media_type = choose_encoder(
             f"{_OPENMETRICS}; version=1.0.0" if _OPENMETRICS in accept.lower() else ""
         )
-        return encode(self._registry), media_type
+        return encode(registry), media_type
 
     def collect(self) -> Iterator[Metric]:
         """The families, as prometheus_client asks for them."""
@@ -217,12 +256,20 @@ class Metrics(Collector):
         yield requests
         yield durations
 
-    def _bind(self, name: str, help: str, read: Read, labels: dict[str, str], *, counter: bool) -> None:
+    def _merge(self, name: str) -> Merge:
+        """What becomes of a family where several workers have it."""
+        if name in self._pulled:
+            return self._pulled[name].merge
+        return Merge.WORKER if name.startswith("process_") else Merge.MAX if name not in _OWN else Merge.SUM
+
+    def _bind(
+        self, name: str, help: str, read: Read, labels: dict[str, str], merge: Merge, *, counter: bool
+    ) -> None:
         # OpenMetrics calls a counter's family by its name less the ending.
         family = name.removesuffix("_total")
         if not _NAME.fullmatch(name) or family in _OWN:
             raise ValueError(f"{name!r} is taken or not a metric name with the prefix tidegate_")
-        pulled = self._pulled.setdefault(family, _Pulled(name, help, tuple(labels), counter=counter))
+        pulled = self._pulled.setdefault(family, _Pulled(name, help, tuple(labels), merge, counter=counter))
         values = tuple(labels.values())
         same = (pulled.name, pulled.help, pulled.labels) == (name, help, tuple(labels))
         if not same or values in pulled.readers:

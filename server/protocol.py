@@ -36,6 +36,14 @@ FIELDS_MAX = 128
 # gets to see it.
 LINGER = 5.0
 
+# Bytes of answers that a connection keeps before whoever writes has to wait.
+WRITE_MAX = 64 * 1024
+# Seconds between two looks at the connections of a gate that closes.
+DRAIN_EVERY = 0.05
+# Seconds since its last answer, or its beginning, for which a connection is likely to bring a request at any
+# moment: when the gate closes it is given so long, and the answer tells that it is the last one.
+LIVELY = 0.5
+
 HEAD_END = b"\r\n\r\n"
 
 _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,8})[ \t]*\r\n", re.IGNORECASE)
@@ -80,11 +88,21 @@ class GateServer(web.Server):
         self.refused = 0
         self.parse_errors = 0
         self._empty = asyncio.Event()
+        # Connections that are accepted and not made yet (their TLS handshake is under way), with the loop
+        # time until which they must be.
+        self._expected: dict[RequestHandler, float] = {}
         self._streams: dict[StreamProtocol, None] = {}
 
     def __call__(self) -> RequestHandler:
         """A protocol for a new connection."""
-        return self._protocol(self, loop=self._loop, **self._kwargs)
+        protocol = self._protocol(self, loop=self._loop, **self._kwargs)
+        self._expected[protocol] = self._loop.time() + self.header_timeout
+        return protocol
+
+    def connection_made(self, handler: RequestHandler, transport: asyncio.Transport) -> None:
+        """Remember the connection."""
+        del self._expected[handler]
+        super().connection_made(handler, transport)
 
     @property
     def open(self) -> int:
@@ -96,9 +114,14 @@ class GateServer(web.Server):
         now = self._loop.time()
         for connection in cast("list[GateProtocol]", list(self._connections)):
             connection.expire(now)
-            if self.lane.closing:
-                # It was made just before, and had not begun to wait for a request.
-                connection.close_if_idle()
+        # Nobody tells of a handshake that failed.
+        for late in [one for one, until in self._expected.items() if until < now]:
+            del self._expected[late]
+
+    def turn_away(self, handler: RequestHandler) -> None:
+        """Count a connection that there is no room for."""
+        del self._expected[handler]
+        self.refused += 1
 
     def connection_lost(self, handler: RequestHandler, exc: BaseException | None = None) -> None:
         """Forget the connection once its last request has ended."""
@@ -126,13 +149,16 @@ class GateServer(web.Server):
         """Close what is idle, let what was accepted finish and be answered, up to `seconds`."""
         # From here on every answer is the last one of its connection.
         self.lane.closing = True
-        for connection in cast("list[GateProtocol]", list(self._connections)):
-            connection.close_if_idle()
-        self._empty.clear()
-        if self._connections:
+        now = self._loop.time()
+        until = now + seconds
+        while (self._connections or self._expected) and now < until:
+            for connection in cast("list[GateProtocol]", list(self._connections)):
+                connection.close_if_idle(now)
+            self._empty.clear()
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(seconds):
+                async with asyncio.timeout_at(min(now + DRAIN_EVERY, until)):
                     await self._empty.wait()
+            now = self._loop.time()
         await self.shutdown(0.1)
 
 
@@ -175,16 +201,19 @@ class GateProtocol(RequestHandler):
         """Turn the connection away if there are too many, else let aiohttp serve it."""
         gate = self._gate
         transport = cast("asyncio.Transport", transport)
-        if gate.open >= gate.max_connections or gate.lane.closing:
-            gate.refused += 1
-            detail = "the gate is closing" if gate.lane.closing else "too many connections"
-            transport.write(self._problem(Problem("overloaded", detail, headers=(retry_after(1),))))
+        if gate.open >= gate.max_connections:
+            gate.turn_away(self)
+            problem = Problem("overloaded", "too many connections", headers=(retry_after(1),))
+            transport.write(self._problem(problem))
             transport.close()
             return
         gate.accepted += 1
         super().connection_made(transport)
         self._socket = transport
         self._head_until = self._loop.time() + gate.header_timeout
+        if transport.get_extra_info("sslcontext"):
+            # Otherwise uvloop keeps eight times as much as without TLS.
+            transport.set_write_buffer_limits(WRITE_MAX)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """Forget the connection."""
@@ -323,9 +352,11 @@ class GateProtocol(RequestHandler):
             transport.write(self._problem(Problem("request_timeout", detail)))
         self.force_close()
 
-    def close_if_idle(self) -> None:
-        """Close the connection if no request is being answered or received."""
-        if self._idle:
+    def close_if_idle(self, now: float) -> None:
+        """Close the connection if no request is being answered or received, nor likely to come."""
+        if not self._idle or self._begun:
+            return
+        if now >= self._next_keepalive_close_time - self._keepalive_timeout + LIVELY:
             self.force_close()
 
     def handle_error(

@@ -9,6 +9,7 @@ is removed when all is answered for, so that a further run sends all again and f
 import asyncio
 import io
 import math
+import ssl
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -64,14 +65,16 @@ class Replay(Struct, frozen=True, kw_only=True):
     `ts_column` and `value_columns`: names from the header; by default the first column of times, and all
     others. `metric`: the name for a single value column, by default made from its header. `rate`: readings
     a second, 0 for as fast as the gate answers. `batch`: readings a request, at a given rate no more than a
-    tenth of a second's. `timezone`: what times without an offset are in. `patience`: seconds without any
-    progress before giving up. `progress`: where to keep the place, by default beside the file.
+    tenth of a second's. `tls`: whom to trust, by default whom everybody trusts. `timezone`: what times
+    without an offset are in. `patience`: seconds without any progress before giving up. `progress`: where to
+    keep the place, by default beside the file.
     """
 
     file: str
     device: str
     url: str = "http://127.0.0.1:8080"
     token: str = ""
+    tls: ssl.SSLContext | bool = True
     metric: str = ""
     ts_column: str = ""
     value_columns: tuple[str, ...] = ()
@@ -131,7 +134,7 @@ class _Run:
         headers = {"Content-Type": "application/json", "User-Agent": "tidegate-replay"}
         if self._options.token:
             headers["Authorization"] = f"Bearer {self._options.token}"
-        connector = aiohttp.TCPConnector(limit=self._options.in_flight)
+        connector = aiohttp.TCPConnector(limit=self._options.in_flight, ssl=self._options.tls)
         async with aiohttp.ClientSession(headers=headers, timeout=timeout, connector=connector) as session:
             for _ in range(RESTARTS_MAX):
                 try:

@@ -6,21 +6,22 @@ import logging
 import resource
 import signal
 import socket
-from collections.abc import AsyncIterator
-from contextlib import ExitStack, asynccontextmanager
-from ipaddress import ip_address
+import ssl
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import TextIO
 
-from server import identity, logs
+from server import identity, logs, sockets
 from server.admin import URL_FILE
 from server.app import Gate
+from server.notify import Notifier
 from server.protocol import GateServer
-from server.settings import Settings
+from server.settings import Settings, Supervisor
+from server.sockets import BACKLOG, Sockets
 
 _log = logging.getLogger("tidegate.serving")
 
-BACKLOG = 4096
 # Seconds from SIGTERM to the end, whatever happens (promise 10).
 EXIT_WITHIN = 9.8
 # Requests make and drop many small objects and few cycles: looking for those less often costs less.
@@ -28,59 +29,77 @@ GC_THRESHOLD = (50_000, 20, 50)
 DEMO_SECONDS = 3600
 # File descriptors beside those of connections: database, logs, sockets of our own.
 FILES_BESIDE = 100
+# Seconds that a client may take to agree to the end of its TLS connection.
+TLS_END = 3.0
 
 
 class GateBroke(Exception):
     """A part of the gate ended that must not; the log says why."""
 
 
-async def serve(settings: Settings, out: TextIO) -> None:
-    """Run the gate until SIGTERM or SIGINT; says on `out` where it listens and how to try it.
+class Life:
+    """How a process ends: `stop` is set by SIGTERM, by SIGINT, and by `fail`."""
 
-    StorageError and OSError if it cannot start, GateBroke if it ends for another reason than a signal.
-    """
-    loop = asyncio.get_running_loop()
-    stop = asyncio.Event()
-    broken: list[bool] = []
+    def __init__(self) -> None:
+        self.stop = asyncio.Event()
+        self._broken = False
+        self._loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._loop.add_signal_handler(number, self.end)
+        # Until there is something to read again it does nothing, least of all end the process.
+        self._loop.add_signal_handler(signal.SIGHUP, int)
 
-    def end() -> None:
-        if not stop.is_set():
+    def on_reload(self, reload: Callable[[], None]) -> None:
+        """Call `reload` at SIGHUP."""
+        self._loop.add_signal_handler(signal.SIGHUP, reload)
+
+    def end(self) -> None:
+        """Begin to end."""
+        if not self.stop.is_set():
             # The loop may be stuck by then; the kernel is not.
             signal.setitimer(signal.ITIMER_REAL, EXIT_WITHIN)
-            stop.set()
+            self.stop.set()
 
-    def fail() -> None:
-        broken.append(True)
-        end()
+    def fail(self) -> None:
+        """The same, because a part broke."""
+        self._broken = True
+        self.end()
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, end)
-    # Until there are keys to read again it does nothing, least of all end the process.
-    loop.add_signal_handler(signal.SIGHUP, int)
+    def over(self) -> None:
+        """It has ended; GateBroke if not because it was asked to."""
+        if self._broken:
+            raise GateBroke("a part of the gate ended; the log says why")
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+async def serve(settings: Settings, supervisor: Supervisor, out: TextIO) -> None:
+    """Run the gate until SIGTERM or SIGINT; says on `out` where it listens and how to try it.
+
+    StorageError, SettingsError and OSError if it cannot start, GateBroke if it ends for another reason
+    than a signal.
+    """
+    life, notifier = Life(), Notifier(supervisor)
     log = await asyncio.to_thread(logs.setup, settings.log_level, settings.access_log)
     try:
-        _allow_files(settings.max_connections + FILES_BESIDE)
-        async with Gate.open(settings, log, fail) as gate, listening(gate, settings) as url:
-            loop.add_signal_handler(signal.SIGHUP, gate.reload.set)
-            announced = await asyncio.to_thread(_announce, settings, url)
-            out.write(await asyncio.to_thread(_welcome, settings, url))
-            out.flush()
-            # What was made so far stays: the collector need not look at it again.
-            gc.collect()
-            gc.freeze()
-            gc.set_threshold(*GC_THRESHOLD)
-            await stop.wait()
+        allow_files(settings)
+        async with Gate.open(settings, log, life.fail) as gate, listening(gate, settings, life) as url:
+            announced = await announce(settings, url, out)
+            settle()
+            notifier.ready(f"serving on {url}")
+            watch = asyncio.create_task(notifier.watch())
+            await life.stop.wait()
+            watch.cancel()
+            notifier.stopping()
             _log.info("closing")
             await asyncio.to_thread(announced.unlink, missing_ok=True)
     finally:
         await asyncio.to_thread(log.close)
-    if broken:
-        raise GateBroke("a part of the gate ended; the log says why")
-    signal.setitimer(signal.ITIMER_REAL, 0)
+    life.over()
 
 
-def _allow_files(wanted: int) -> None:
+def allow_files(settings: Settings) -> None:
     """Raise the limit of open files as far as that is allowed; many systems start with 1,024."""
+    wanted = settings.max_connections + FILES_BESIDE
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
     if soft != resource.RLIM_INFINITY and soft < most:
@@ -89,83 +108,102 @@ def _allow_files(wanted: int) -> None:
         _log.warning("fewer files may be open than connections", extra={"allowed": most, "wanted": wanted})
 
 
+def settle() -> None:
+    """What was made so far stays: the collector need not look at it again."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*GC_THRESHOLD)
+
+
 @asynccontextmanager
-async def listening(gate: Gate, settings: Settings) -> AsyncIterator[str]:
+async def listening(gate: Gate, settings: Settings, life: Life | None = None) -> AsyncIterator[str]:
     """Accept connections on the addresses of the settings; gives the URL of the first."""
-    with ExitStack() as stack:
-        sockets = await asyncio.to_thread(_bind, settings.host, settings.port)
-        await _accept(gate.server, sockets, stack)
-        if settings.metrics_port:
-            apart = await asyncio.to_thread(_bind, settings.host, settings.metrics_port)
-            await _accept(gate.operations, apart, stack)
-        yield _url(sockets[0])
+    (main,) = await asyncio.to_thread(sockets.bind, settings.host, settings.port)
+    apart: Sockets = []
+    if settings.metrics_port:
+        (apart,) = await asyncio.to_thread(sockets.bind, settings.host, settings.metrics_port)
+    async with accepting(gate, settings, main, apart, life):
+        yield sockets.url(settings, main[0])
 
 
-async def _accept(protocols: GateServer, sockets: list[socket.socket], stack: ExitStack) -> None:
+@asynccontextmanager
+async def accepting(
+    gate: Gate, settings: Settings, main: Sockets, apart: Sockets, life: Life | None
+) -> AsyncIterator[None]:
+    """Accept connections on sockets, which are closed at the end; `apart`: those for operations alone."""
+    async with AsyncExitStack() as stack:
+        for sock in (*main, *apart):
+            stack.callback(sock.close)
+        loop = asyncio.get_running_loop()
+        context = await asyncio.to_thread(sockets.tls, settings)
+        for protocols, places in ((gate.server, main), (gate.operations, apart)):
+            for sock in places:
+                stack.callback((await _accept(protocols, settings, sock, context)).close)
+
+        def reload() -> None:
+            gate.reload.set()
+            loop.run_in_executor(None, sockets.renew, settings, context)
+
+        if life is not None:
+            life.on_reload(reload)
+        yield
+
+
+async def _accept(
+    protocols: GateServer, settings: Settings, sock: socket.socket, context: ssl.SSLContext | None
+) -> asyncio.Server:
     loop = asyncio.get_running_loop()
-    for sock in sockets:
-        stack.callback(sock.close)
-    for sock in sockets:
-        stack.callback((await loop.create_server(protocols, sock=sock, backlog=BACKLOG)).close)
+    if context is None:
+        return await loop.create_server(protocols, sock=sock, backlog=BACKLOG)
+    return await loop.create_server(
+        protocols,
+        sock=sock,
+        backlog=BACKLOG,
+        ssl=context,
+        ssl_handshake_timeout=settings.header_timeout,
+        ssl_shutdown_timeout=TLS_END,
+    )
 
 
-def _bind(host: str, port: int) -> list[socket.socket]:
-    """A socket for each address of the host; OSError says which cannot be had, and why."""
-    sockets: list[socket.socket] = []
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        for family, kind, protocol, _, address in dict.fromkeys(found):
-            sock = socket.socket(family, kind, protocol)
-            sockets.append(sock)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if family == socket.AF_INET6:
-                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            # All addresses of a name share the port that the first of them got.
-            sock.bind((address[0], port, *address[2:]))
-            port = sock.getsockname()[1]
-    except OSError as error:
-        for sock in sockets:
-            sock.close()
-        raise OSError(f"cannot listen on {host} port {port}: {error.strerror or error}") from error
-    return sockets
+async def announce(settings: Settings, url: str, out: TextIO) -> Path:
+    """Tell where the gate listens: people on `out`, the command line by a file, which is returned."""
+    file = await asyncio.to_thread(_leave_word, settings, url)
+    out.write(await asyncio.to_thread(_welcome, settings, url))
+    out.flush()
+    return file
 
 
-def _url(listening: socket.socket) -> str:
-    host, port = listening.getsockname()[:2]
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
-def _announce(settings: Settings, url: str) -> Path:
-    """Leave word for the command line where the gate listens."""
+def _leave_word(settings: Settings, url: str) -> Path:
     path = settings.data / URL_FILE
-    path.write_text(url + "\n", "ascii")
+    try:
+        # With PostgreSQL and a key from elsewhere there was no need of the directory so far.
+        settings.data.mkdir(0o700, parents=True, exist_ok=True)
+        path.write_text(url + "\n", "ascii")
+    except OSError as error:
+        # A file system to read only is no reason not to serve.
+        _log.warning("the command line will not find the gate", extra={"error": str(error)})
     return path
 
 
 def _welcome(settings: Settings, url: str) -> str:
     """Where it listens and, if nobody but this machine gets there, how to try it."""
-    lines = [f"tidegate listens on {url}, its data is in {settings.data.resolve()}"]
+    place = "PostgreSQL" if settings.database_url else settings.data.resolve()
+    lines = [f"tidegate listens on {url}, its data is in {place}"]
     seconds = min(DEMO_SECONDS, settings.token_ttl_max)
-    if _is_private(settings.host):
+    if sockets.is_private(settings.host):
         token = identity.mint(settings, "demo", ["readings:write", "readings:read"], ["demo.>"], seconds)
         # The link may end up in somebody's history: it reads, it does not write.
         look = identity.mint(settings, "demo", ["readings:read", "devices:read"], ["demo.>"], seconds)
+        curl = "curl --insecure" if settings.tls_cert else "curl"
         lines += [
             "",
             f"Try it (the tokens are for the devices demo.>, for {seconds // 60} minutes):",
             "",
             f"In a browser: {url}/#token={look}",
             "",
-            f"curl -H 'Authorization: Bearer {token}' -H 'Content-Type: application/json' \\",
+            f"{curl} -H 'Authorization: Bearer {token}' -H 'Content-Type: application/json' \\",
             f'     -d \'{{"metric": "temperature", "value": 21.5}}\' {url}/v1/devices/demo.kitchen/readings',
             "",
-            f"curl -H 'Authorization: Bearer {token}' {url}/v1/devices/demo.kitchen/latest",
+            f"{curl} -H 'Authorization: Bearer {token}' {url}/v1/devices/demo.kitchen/latest",
         ]
     return "\n".join(lines) + "\n"
-
-
-def _is_private(host: str) -> bool:
-    """Whether only this machine gets to the host's addresses."""
-    found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    return all(ip_address(str(address[0]).partition("%")[0]).is_loopback for *_, address in found)

@@ -15,6 +15,8 @@ from typing import Annotated, Any, get_type_hints
 
 from msgspec import Struct
 
+from storage.redis.url import parse_url
+
 PREFIX = "TIDEGATE_"
 _FILE = "_FILE"
 
@@ -28,6 +30,15 @@ _HS256_BYTES = 32
 
 class SettingsError(Exception):
     """Settings are wrong. One line for each: its variable, what was found, what was expected."""
+
+
+class Supervisor(Struct, frozen=True):
+    """Who wants to be told how the service is (sd_notify): its socket, "" for nobody, and within how many
+    seconds it wants to hear that the process lives, 0 for never.
+    """
+
+    address: str = ""
+    watchdog: float = 0.0
 
 
 class OutsideIssuer(Struct, frozen=True):
@@ -127,16 +138,40 @@ def _url(*schemes: str) -> Callable[[str], str]:
     return url
 
 
+def _redis(text: str) -> str:
+    if text:
+        parse_url(text)
+    return text
+
+
+def _prefix(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_.:-]{1,64}", text, re.ASCII):
+        raise ValueError("1 to 64 of A-Z a-z 0-9 _ . : -")
+    return text
+
+
 def _level(text: str) -> str:
     if text.lower() not in ("debug", "info", "warning", "error", "critical"):
         raise ValueError("debug, info, warning, error or critical")
     return text.lower()
 
 
+def _partitions(text: str) -> str:
+    if text not in ("month", "day"):
+        raise ValueError("month or day")
+    return text
+
+
 def _directory(text: str) -> Path | None:
     if text and not Path(text).is_dir():
         raise ValueError("an existing directory")
     return Path(text) if text else None
+
+
+def _file(text: str) -> str:
+    if text and not Path(text).is_file():
+        raise ValueError("an existing file")
+    return text
 
 
 def _items(text: str) -> list[str]:
@@ -173,11 +208,11 @@ _PORT = _within(_integer, "0", "65535")
 _TTL = _within(duration, "1s", "3660d")
 _AGE = _within(duration, "0", "36600d")
 _WAIT = _within(duration, "1s", "1h")
+_SILENCE = _within(duration, "2s", "1h")
 # Promise 10: the process is gone 10 s after SIGTERM.
 _END = _within(duration, "1s", "9s")
 _WORKERS = _within(_integer, "1", "64")
 _POSTGRES = _url("postgresql", "postgres")
-_REDIS = _url("redis", "rediss")
 
 
 class Settings(Struct, frozen=True, kw_only=True):
@@ -189,10 +224,31 @@ class Settings(Struct, frozen=True, kw_only=True):
     database_url: Annotated[
         str, _Secret("", _POSTGRES, "PostgreSQL, postgresql://...; empty: embedded SQLite.")
     ]
+    database_synchronous: Annotated[
+        bool, _Row("0", _boolean, "A failover of PostgreSQL loses no commit: keep the epoch.")
+    ]
+    database_partitions: Annotated[
+        str, _Row("month", _partitions, "Time that a partition of readings holds: month or day.")
+    ]
     redis_url: Annotated[
-        str, _Secret("", _REDIS, "Redis that workers and nodes share, redis://...; empty: none.")
+        str,
+        _Secret(
+            "",
+            _redis,
+            "Redis that workers and nodes share: redis://host:port/db, redis+cluster://host,host, "
+            "redis+sentinel://host,host/service, rediss... with TLS; empty: none.",
+        ),
+    ]
+    redis_prefix: Annotated[
+        str, _Row("tidegate", _prefix, "Begins all names in Redis; each gate on one Redis needs its own.")
     ]
     workers: Annotated[int, _Row("1", _WORKERS, "Processes that serve; more than one needs PostgreSQL.")]
+    worker_timeout: Annotated[
+        int, _Row("10s", _SILENCE, "Silence after which one of several workers is killed and replaced.")
+    ]
+    cpu_pinning: Annotated[bool, _Row("0", _boolean, "Give each worker a CPU of its own.")]
+    tls_cert: Annotated[str, _Row("", _file, "PEM file of the certificate and its chain; empty: no TLS.")]
+    tls_key: Annotated[str, _Row("", _file, "PEM file of its private key.")]
     fast_lane: Annotated[bool, _Row("1", _boolean, "Answer plain requests by the short way.")]
 
     jwt_secret: Annotated[str, _Secret("", _hmac, "Key of HS256 tokens; empty: made once under the data.")]
@@ -216,7 +272,9 @@ class Settings(Struct, frozen=True, kw_only=True):
     cors_origins: Annotated[Origins, _Row("", _origins, "Origins that browsers may call from; * is any.")]
 
     max_body: Annotated[int, _Row("8MiB", _SIZE, "Largest request body, its content coding undone.")]
-    max_connections: Annotated[int, _Row("10000", _COUNT, "Connections that are open at one time.")]
+    max_connections: Annotated[
+        int, _Row("10000", _COUNT, "Connections of a worker that are open at one time.")
+    ]
     header_timeout: Annotated[int, _Row("10s", _WAIT, "Time a client has to send the head of a request.")]
     body_timeout: Annotated[int, _Row("10s", _WAIT, "Time a client has to send the body of a request.")]
     keepalive_timeout: Annotated[int, _Row("75s", _WAIT, "Time that a connection idles between requests.")]
@@ -225,6 +283,9 @@ class Settings(Struct, frozen=True, kw_only=True):
     queue_bytes: Annotated[int, _Row("64MiB", _SIZE, "Bytes of readings that may wait for the commit.")]
     stream_queue: Annotated[int, _Row("2MiB", _QUEUE, "Bytes that may wait for one follower of a stream.")]
     stream_window: Annotated[int, _Row("32MiB", _SIZE, "Memory for the newest readings, to resume from.")]
+    stream_deflate: Annotated[
+        bool, _Row("0", _boolean, "Compress frames for WebSocket clients that offer permessage-deflate.")
+    ]
     cache_devices: Annotated[int, _Row("10000", _COUNT, "Devices whose newest values stay in memory.")]
     cache_ttl: Annotated[int, _Row("60s", _WAIT, "Time they stay there before the database is asked.")]
 
@@ -250,6 +311,14 @@ _TABLE: dict[str, _Row] = {
 def from_environment() -> Settings:
     """The settings of this process."""
     return load(os.environ)
+
+
+def supervisor() -> Supervisor:
+    """Who supervises this process (sd_notify(3), sd_watchdog_enabled(3))."""
+    watchdog = os.environ.get("WATCHDOG_USEC", "")
+    mine = os.environ.get("WATCHDOG_PID", "") in ("", str(os.getpid()))
+    seconds = int(watchdog) / 1e6 if mine and watchdog.isdecimal() else 0.0
+    return Supervisor(os.environ.get("NOTIFY_SOCKET", ""), seconds)
 
 
 def load(environ: Mapping[str, str]) -> Settings:
@@ -344,6 +413,9 @@ def _contradictions(settings: Settings) -> list[str]:
     wrong = []
     if settings.workers > 1 and not settings.database_url:
         wrong.append(f"{PREFIX}WORKERS is {settings.workers}; expected 1 without {PREFIX}DATABASE_URL")
+    if bool(settings.tls_cert) != bool(settings.tls_key):
+        missing, given = ("CERT", "KEY") if settings.tls_key else ("KEY", "CERT")
+        wrong.append(f"{PREFIX}TLS_{missing} is empty; expected it beside {PREFIX}TLS_{given}")
     if settings.token_ttl > settings.token_ttl_max:
         wrong.append(
             f"{PREFIX}TOKEN_TTL is {settings.token_ttl} s; "

@@ -25,8 +25,9 @@ class StreamProtocol(asyncio.Protocol):
         """Take the connection over, send the head, hand on what came behind the request."""
         transport = self._transport
         transport.set_protocol(self)
-        # Whoever waits for room is told when there is nothing left.
-        transport.set_write_buffer_limits(high=0)
+        # Whoever waits for room is told when there is nothing left. With a limit of 0 uvloop's TLS would say
+        # that it pauses where there is nothing to wait for, and say nothing when there was.
+        transport.set_write_buffer_limits(high=1 if transport.get_extra_info("sslcontext") else 0)
         transport.write(head)
         self._stream.opened(self)
         transport.resume_reading()

@@ -1,15 +1,18 @@
 """The newest values of devices, kept in this process and kept current by commits.
 
 Bounded (what was not used lately goes first), with a time to live, and with one load per device at a
-time however many ask.
+time however many ask. What is not here is asked for in a second level that processes share, if there is
+one, and then in the database.
 """
 
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Hashable
+from functools import partial
 from typing import Protocol, TypeVar
 
 from storage.models import Batch, Latest, Sample
+from storage.second_level import SecondLevel
 
 
 class Remembered(Protocol):
@@ -56,12 +59,12 @@ def _add(latest: Latest, metric: str, sample: Sample) -> None:
 
 
 class _Load:
-    """A load under way, and what was committed to its device meanwhile."""
+    """A load under way, who waits for it, and what was committed to its device meanwhile."""
 
-    __slots__ = ("cancelled", "result", "since")
+    __slots__ = ("cancelled", "since", "waiting")
 
-    def __init__(self, device: str, result: asyncio.Future[Latest]) -> None:
-        self.result = result
+    def __init__(self, device: str) -> None:
+        self.waiting: list[asyncio.Future[Latest]] = []
         self.since = Latest(device, 0, {})
         # The device was deleted: what comes back is not to be kept.
         self.cancelled = False
@@ -69,7 +72,7 @@ class _Load:
 
 class LatestCache:
     """At most `capacity` devices for at most `ttl` seconds each; `load` reads one from the database.
-    `clock`: monotonic, seconds.
+    `clock`: monotonic, seconds. `second`: what is asked before that.
 
     `hits`, `misses`, `evictions` count look-ups and what had to make room.
     """
@@ -80,8 +83,10 @@ class LatestCache:
         capacity: int,
         ttl: float,
         clock: Callable[[], float] = time.monotonic,
+        second: SecondLevel | None = None,
     ) -> None:
         self._load = load
+        self._second = second
         self._capacity = capacity
         self._ttl = ttl
         self._loop = asyncio.get_running_loop()
@@ -108,17 +113,22 @@ class LatestCache:
 
     async def fetch(self, device: str) -> Latest:
         """Load the device, together with all others who ask for it now; errors as `load` has them."""
+        # Each waits for a future of his own: who gives up must not take the others' answer with him.
+        waiting: asyncio.Future[Latest] = self._loop.create_future()
         load = self._loads.get(device)
-        if load is None:
-            load = self._loads[device] = _Load(device, self._loop.create_future())
-            task = self._loop.create_task(self._run(device, load))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-        # Who gives up must not take the others' answer with him.
-        return await asyncio.shield(load.result)
+        if load is not None:
+            load.waiting.append(waiting)
+        else:
+            load = self._loads[device] = _Load(device)
+            load.waiting.append(waiting)
+            if self._second is None:
+                self._ask_database(load)
+            else:
+                self._second.get(device, partial(self._found, load))
+        return await waiting
 
     def apply(self, batch: Batch) -> None:
-        """Take in what was committed."""
+        """Take in what was committed, here or by another process, in any order."""
         entries, loads = self._entries, self._loads
         for reading in batch.readings:
             device = reading.device
@@ -128,42 +138,82 @@ class LatestCache:
             if loads and device in loads:
                 sample = Sample(reading.ts, reading.value, reading.offset)
                 _add(loads[device].since, reading.metric, sample)
+        if self._second is not None:
+            self._second.apply(batch)
 
-    def forget(self, device: str) -> None:
-        """The device was deleted."""
-        self._entries.pop(device, None)
-        load = self._loads.pop(device, None)
-        if load is not None:
-            load.cancelled = True
+    def forget(self, device: str, head: int = 0) -> None:
+        """The device was deleted when the head of the log was there."""
+        self._drop(device)
+        if self._second is not None:
+            self._second.forget(device, head)
 
     def clear(self) -> None:
-        """Forget all devices: readings were removed by age."""
+        """Forget all devices: readings were removed by age, or commits were missed."""
         for device in [*self._entries, *self._loads]:
-            self.forget(device)
+            self._drop(device)
+        if self._second is not None:
+            self._second.clear()
 
     async def close(self) -> None:
         """Wait for the loads that are under way."""
         while self._tasks:
             await asyncio.wait(self._tasks)
 
-    async def _run(self, device: str, load: _Load) -> None:
-        try:
-            latest = await self._load(device)
-        except Exception as error:
-            load.result.set_exception(error)
-            # Nobody may be waiting any more; that is no reason to complain about it.
-            load.result.exception()
+    def _drop(self, device: str) -> None:
+        self._entries.pop(device, None)
+        load = self._loads.pop(device, None)
+        if load is not None:
+            load.cancelled = True
+
+    def _found(self, load: _Load, latest: Latest | None) -> None:
+        """What the second level has."""
+        if latest is None:
+            self._ask_database(load)
         else:
-            for metric, sample in load.since.metrics.items():
-                _add(latest, metric, sample)
-            latest.offset = max(latest.offset, load.since.offset)
-            if not load.cancelled:
-                self._keep(device, _Entry(latest, self._now() + self._ttl))
-            # Who waits reads it in a later turn of the loop, when commits may have changed the entry.
-            load.result.set_result(Latest(device, latest.offset, dict(latest.metrics)))
-        finally:
-            if not load.cancelled:
-                del self._loads[device]
+            self._loaded(load, latest)
+
+    def _ask_database(self, load: _Load) -> None:
+        task = self._loop.create_task(self._run(load))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _run(self, load: _Load) -> None:
+        device, second = load.since.device, self._second
+        try:
+            if second is None:
+                latest = await self._load(device)
+            else:
+                state = second.state()
+                latest = await self._load(device)
+                if not load.cancelled:
+                    # As it is: of what was heard since, something older may still be on its way.
+                    second.put(state, latest)
+        except Exception as error:
+            self._over(load)
+            for waiting in load.waiting:
+                if not waiting.done():
+                    waiting.set_exception(error)
+        else:
+            self._loaded(load, latest)
+
+    def _loaded(self, load: _Load, latest: Latest) -> None:
+        """Give it to who waits, with what was committed meanwhile."""
+        since = load.since
+        for metric, sample in since.metrics.items():
+            _add(latest, metric, sample)
+        latest.offset = max(latest.offset, since.offset)
+        self._over(load)
+        if not load.cancelled:
+            self._keep(since.device, _Entry(latest, self._now() + self._ttl))
+        # Who waits reads it in a later turn of the loop, when commits may have changed the entry.
+        given = Latest(since.device, latest.offset, dict(latest.metrics))
+        for waiting in load.waiting:
+            if not waiting.done():
+                waiting.set_result(given)
+
+    def _over(self, load: _Load) -> None:
+        if not load.cancelled:
+            del self._loads[load.since.device]
 
     def _keep(self, device: str, entry: _Entry) -> None:
         self._entries.pop(device, None)

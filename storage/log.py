@@ -56,11 +56,13 @@ class LogPage(Struct, frozen=True):
     """A stretch of the log. `scanned`: the offset up to which it was searched.
 
     `floor`: the newest offset removed by age when it was read; what lies below it may be missing.
+    `epoch`: that of the log that it was read from; "" where a log keeps its epoch as long as the gate runs.
     """
 
     readings: list[Reading]
     scanned: int
     floor: int
+    epoch: str = ""
 
 
 class Range(Struct, frozen=True):

@@ -32,7 +32,7 @@ def is_metric(name: str) -> bool:
     return METRIC.fullmatch(name) is not None
 
 
-class Reading(Struct, frozen=True, gc=False):
+class Reading(Struct, frozen=True, gc=False, array_like=True):
     """A stored reading: one row of the log."""
 
     offset: int
@@ -91,7 +91,7 @@ class Client(Struct, frozen=True):
     created_at: int
 
 
-class Revocation(Struct, frozen=True):
+class Revocation(Struct, frozen=True, array_like=True):
     """An end to tokens before their time.
 
     `kind` "token": the one with that jti. `kind` "subject": all of that subject issued at
@@ -179,12 +179,16 @@ class Write:
             listener(result)
 
 
-class Batch(Struct, frozen=True):
-    """What one transaction added: `first` to `last` without a hole, in log order."""
+class Batch(Struct, frozen=True, array_like=True):
+    """What one transaction added: `first` to `last` without a hole, in log order.
+
+    `epoch`: that of the log that it was added to; "" where a log keeps its epoch as long as the gate runs.
+    """
 
     first: int
     last: int
     readings: list[Reading]
+    epoch: str = ""
 
 
 class Appended(Struct, frozen=True):

@@ -5,7 +5,7 @@ import json
 from types import TracebackType
 from typing import Any
 
-from tests.running import PATIENCE
+from tests.running import PATIENCE, client_tls
 
 
 class Answer:
@@ -51,7 +51,7 @@ class Raw:
     @classmethod
     async def open(cls, port: int, limit: int = 1 << 20) -> "Raw":
         """Connect."""
-        return cls(*await asyncio.open_connection("127.0.0.1", port, limit=limit))
+        return cls(*await asyncio.open_connection("127.0.0.1", port, limit=limit, ssl=client_tls()))
 
     async def __aenter__(self) -> "Raw":
         return self

@@ -1,9 +1,12 @@
 """A gate to test against: in this process (its event loop is watched) or as a process of its own."""
 
 import asyncio
+import contextlib
+import hashlib
 import json
 import os
 import signal
+import ssl
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -11,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import psycopg2
 
 from auth.tokens import TokenIssuer
 from server import logs
@@ -18,6 +22,7 @@ from server.app import Gate
 from server.identity import key_ring, token_issuer
 from server.serving import listening
 from server.settings import Settings, load
+from server.sockets import trusting
 
 ROOT = Path(__file__).parent.parent
 ALL_SCOPES = ("readings:write", "readings:read", "devices:write", "devices:read", "admin")
@@ -120,19 +125,57 @@ class Running(Caller):
         return self._log.read_text()
 
 
-# What a test does not set itself; conftest adds what the command line asks for.
+# What a test does not set itself; conftest adds what the command line asks for. In a DATABASE_URL {} is
+# the name of a database that is made for the data directory.
 DEFAULTS = {"PORT": "0"}
+# The URLs of those that were made.
+DATABASES: set[str] = set()
+
+
+# What clients of those gates need: TLS that trusts them.
+TRUST: list[ssl.SSLContext] = []
+
+
+def client_tls() -> ssl.SSLContext | None:
+    """For a client that is no aiohttp session."""
+    return TRUST[0] if TRUST else None
+
+
+async def _client(settings: Settings) -> aiohttp.ClientSession:
+    trust = await asyncio.to_thread(trusting, settings)
+    return aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=trust))
 
 
 def _variables(data: Path, environment: Mapping[str, str]) -> dict[str, str]:
     settings = {"DATA": str(data), **DEFAULTS, **environment}
+    if "{}" in settings.get("DATABASE_URL", ""):
+        name = f"gate_{hashlib.sha256(str(data.resolve()).encode()).hexdigest()[:16]}"
+        template, settings["DATABASE_URL"] = settings["DATABASE_URL"], settings["DATABASE_URL"].format(name)
+        if settings["DATABASE_URL"] not in DATABASES:
+            administrate(template.format("postgres"), f"CREATE DATABASE {name}")
+            DATABASES.add(settings["DATABASE_URL"])
     return {f"TIDEGATE_{name}": value for name, value in settings.items()}
+
+
+def administrate(url: str, statement: str) -> None:
+    """Run a statement that stands in no transaction."""
+    with contextlib.closing(psycopg2.connect(url)) as connection:
+        connection.autocommit = True
+        with connection.cursor() as cursor:
+            cursor.execute(statement)
+
+
+def drop_databases() -> None:
+    """Remove the databases that gates have used."""
+    while DATABASES:
+        server, _, name = DATABASES.pop().rpartition("/")
+        administrate(f"{server}/postgres", f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
 
 
 @asynccontextmanager
 async def run_gate(data: Path, **environment: str) -> AsyncIterator[Running]:
     """A gate in this process on a free port; `environment` as in HOST="..." without the prefix."""
-    settings = load(_variables(data, environment))
+    settings = await asyncio.to_thread(lambda: load(_variables(data, environment)))
     log_path = data.with_suffix(".log")
     log_file = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     log = await asyncio.to_thread(logs.setup, "info", settings.access_log, log_file)
@@ -141,7 +184,7 @@ async def run_gate(data: Path, **environment: str) -> AsyncIterator[Running]:
         async with (
             Gate.open(settings, log, lambda: broken.append("the group commit broke")) as gate,
             listening(gate, settings) as url,
-            aiohttp.ClientSession() as session,
+            await _client(settings) as session,
         ):
             yield Running(url, settings, session, await _issuer(settings), gate, log_path)
     finally:
@@ -183,7 +226,16 @@ class GateProcess(Caller):
 @asynccontextmanager
 async def run_process(data: Path, **environment: str) -> AsyncIterator[GateProcess]:
     """A gate as a process on a free port (or the PORT of `environment`), killed at the end if need be."""
-    variables = _variables(data, environment)
+    async with run_logged(data, None, environment) as gate:
+        yield gate
+
+
+@asynccontextmanager
+async def run_logged(
+    data: Path, log: int | None, environment: Mapping[str, str]
+) -> AsyncIterator[GateProcess]:
+    """The same; `log`: the file descriptor for its log."""
+    variables = await asyncio.to_thread(_variables, data, environment)
     kept = {name: value for name, value in os.environ.items() if not name.startswith("TIDEGATE_")}
     process = await asyncio.create_subprocess_exec(
         sys.executable,
@@ -193,15 +245,17 @@ async def run_process(data: Path, **environment: str) -> AsyncIterator[GateProce
         cwd=ROOT,
         env={**kept, **variables},
         stdout=asyncio.subprocess.PIPE,
+        stderr=log,
     )
     try:
         assert process.stdout is not None
-        async with asyncio.timeout(PATIENCE):
+        # Several processes on a busy machine take their time.
+        async with asyncio.timeout(3 * PATIENCE):
             line = (await process.stdout.readline()).decode()
         assert line.startswith("tidegate listens on "), line
         url = line.removeprefix("tidegate listens on ").partition(",")[0]
-        async with aiohttp.ClientSession() as session:
-            settings = load(variables)
+        settings = await asyncio.to_thread(load, variables)
+        async with await _client(settings) as session:
             yield GateProcess(url, settings, session, await _issuer(settings), process)
     finally:
         if process.returncode is None:

@@ -97,7 +97,7 @@ class Bench:
 
     def __init__(self, workload: Workload, *, keep: bool = False) -> None:
         self.workload = workload
-        self.hub = Hub(0, window=WINDOW, now=time.monotonic, alarm=_nothing, observe=_nothing)
+        self.hub = Hub(0, epoch=EPOCH, window=WINDOW, now=time.monotonic, alarm=_nothing, observe=_nothing)
         self.kept: list[deque[bytes]] = []
         self._groups = max(1, workload.filters // MATCHES)
         self._times = itertools.count(1_790_000_000_000_000, 1_000)

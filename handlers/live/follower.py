@@ -15,6 +15,8 @@ from storage.models import Reading
 
 # Bytes that the transport keeps for a slow follower before items wait here, where they can be dropped.
 ROOM = 64 * 1024
+# Commits larger than the bound may wait beside it, so many at once: they come faster than anybody reads.
+BURST = 2
 # Series whose subscription is remembered.
 ROUTES_MAX = 10_000
 
@@ -80,7 +82,8 @@ class Source(Protocol):
 
 
 class Follower:
-    """Between the hub and one connection. `bound`: bytes that may wait, the transport's included.
+    """Between the hub and one connection. `bound`: bytes that may wait, the transport's included, unless one
+    commit alone is larger (see BURST).
 
     Everything it does it does at once; the sink keeps what the kernel does not take. `sent` grows with
     everything that is sent. `alarm`: when `flush` must be called, 0 if it need not.
@@ -89,12 +92,14 @@ class Follower:
     __slots__ = (
         "_backlog",
         "_bound",
+        "_burst",
         "_direct",
         "_hub",
         "_limit",
         "_live",
         "_on_drain",
         "_owner",
+        "_patient",
         "_routes",
         "_said",
         "_sink",
@@ -131,6 +136,9 @@ class Follower:
         # Whether the bytes that all share may be sent as they are, and how many may wait then.
         self._direct = True
         self._limit = bound
+        # Whether nothing may be left out, and the largest of what made the queue overflow, 0 for nothing.
+        self._patient = True
+        self._burst = 0
 
     # -- subscriptions -------------------------------------------------------------------------
 
@@ -187,8 +195,8 @@ class Follower:
         self._routes = None
         self._live = [one for one in self.subscriptions.values() if one.progress is None]
         self._terms = Terms(self._live) if len(self._live) == 1 else None
-        patient = all(one.overflow is Overflow.DISCONNECT for one in self._live)
-        self._limit = self._bound if patient else min(ROOM, self._bound)
+        self._patient = all(one.overflow is Overflow.DISCONNECT for one in self._live)
+        self._limit = self._bound if self._patient else min(ROOM, self._bound)
         self._settle()
         self._hub.join(self)
 
@@ -209,6 +217,11 @@ class Follower:
         return self._routes[series]
 
     # -- the position --------------------------------------------------------------------------
+
+    @property
+    def settled(self) -> bool:
+        """Whether a position may be shown: before the verdict, the client's own may be the better one."""
+        return all(one.settled for one in self.subscriptions.values())
 
     def position(self, until: int | None = None) -> int:
         """Where to resume from for who has got everything up to `until` (the head) that is not held back."""
@@ -238,7 +251,7 @@ class Follower:
             ask, write = sink.pending, sink.write
             pending = ask()
             # Who has read everything is given a batch whole, however large.
-            if not pending or pending + len(data) <= self._limit:
+            if not pending or pending + len(data) <= self._limit or self._bursts(pending, len(data)):
                 write(data)
                 self.sent += 1
                 self._hub.figures.delivered += len(delivery.items)
@@ -273,11 +286,12 @@ class Follower:
         if not items:
             return
         wire, figures = self.wire, self._hub.figures
-        pending = self._sink.pending()
+        pending, waiting = self._sink.pending(), self.queued()
         out: list[bytes] = []
-        size = 0
+        size = total = 0
         for item, terms in items:
             data = wire.live(item)
+            total += len(data)
             limit = self._bound if terms.overflow is Overflow.DISCONNECT else min(ROOM, self._bound)
             if not self._backlog and (not pending or pending + size + len(data) <= limit):
                 out.append(self._shown(item))
@@ -291,7 +305,7 @@ class Follower:
             figures.dropped[Overflow.CONFLATE] += self._backlog.keep(item, len(data), terms)
         self._write(out, len(out))
         if self._backlog:
-            self._shed(self._backlog)
+            self._shed(self._backlog, waiting, total)
 
     def _shown(self, item: Item) -> bytes:
         """An item with a position to resume from: the bytes that all share, if it is its own."""
@@ -304,15 +318,25 @@ class Follower:
             self.sent += 1
             self._hub.figures.delivered += readings
 
-    def _shed(self, backlog: Backlog) -> None:
-        """Drop what may be dropped until the rest is within the bound; else the follower is too slow."""
+    def _bursts(self, waiting: int, size: int) -> bool:
+        """Whether more than the bound may wait for once, because a commit is larger than that."""
+        if not self._patient:
+            return False
+        self._burst = max(self._burst or waiting, size)
+        return self._burst > self._bound and waiting + size <= BURST * self._burst + self._bound
+
+    def _shed(self, backlog: Backlog, waiting: int, size: int) -> None:
+        """Drop what may be dropped until the rest is within the bound; else the follower is too slow.
+
+        `waiting`: bytes that waited before the last items, which are of `size`.
+        """
         # A batch that was given whole is no reason to give up who lets items go.
         over = min(self._sink.pending(), self._limit) + backlog.size - self._bound
-        if over > 0:
+        if over > 0 and not self._bursts(waiting, size):
             over, count = backlog.shed(over)
             self._hub.figures.dropped[Overflow.DROP_OLDEST] += count
-        if over > 0:
-            self.give_up_slow()
+            if over > 0:
+                self.give_up_slow()
 
     # -- room and time -------------------------------------------------------------------------
 
@@ -325,6 +349,8 @@ class Follower:
         self._said = 0
         if self.open and not self._direct:
             self._catch_up()
+        if not self._backlog:
+            self._burst = 0
         if self.roomy:
             self._call_waiters()
 

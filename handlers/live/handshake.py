@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterable
 
 from handlers.exchange import NOTHING, Head, Response
+from handlers.live.deflate import accepted
 from handlers.problems import Problem
 
 SUBPROTOCOL = "tidegate.msgpack"
@@ -20,7 +21,12 @@ def is_packed(head: Head) -> bool:
     return SUBPROTOCOL in (name.strip() for name in offered)
 
 
-def handshake(head: Head) -> Response:
+def extensions(head: Head, *, deflate: bool) -> str:
+    """The extension that is agreed to, with its parameters; "" for none."""
+    return accepted(head.headers.getall("Sec-WebSocket-Extensions", [])) if deflate else ""
+
+
+def handshake(head: Head, extension: str) -> Response:
     """The answer to an opening handshake. Problem: upgrade_required 426, malformed 400."""
     headers = head.headers
     tokens = {token.strip().lower() for token in ",".join(headers.getall("Connection", [])).split(",")}
@@ -39,6 +45,8 @@ def handshake(head: Head) -> Response:
     answer = [_UPGRADE, ("Sec-WebSocket-Accept", base64.b64encode(digest).decode())]
     if is_packed(head):
         answer.append(("Sec-WebSocket-Protocol", SUBPROTOCOL))
+    if extension:
+        answer.append(("Sec-WebSocket-Extensions", extension))
     return Response(101, headers=(*answer, ("Cache-Control", "no-store")), chunks=NOTHING)
 
 

@@ -1,5 +1,6 @@
 """Frames of a client, read by aiohttp's reader, with what it lets pass (RFC 6455)."""
 
+import zlib
 from collections.abc import Callable
 
 from aiohttp import WSCloseCode, WSMsgType
@@ -40,15 +41,18 @@ class _Inbox(WebSocketDataQueue):
 
 
 class FrameReader:
-    """Gives whole messages to `take`, at most `limit` bytes long. Needs no loop and no task."""
+    """Gives whole messages to `take`, at most `limit` bytes long. Needs no loop and no task.
+
+    `deflated`: compressed ones are agreed to; none is inflated beyond the limit.
+    """
 
     __slots__ = ("_guard", "_inbox", "_reader")
 
-    def __init__(self, take: Callable[[WSMessage], None], limit: int) -> None:
+    def __init__(self, take: Callable[[WSMessage], None], limit: int, *, deflated: bool = False) -> None:
         self._guard = MaskGuard()
         self._inbox = _Inbox(take)
         # Its own limit is the first size that it refuses.
-        self._reader = WebSocketReader(self._inbox, limit + 1, compress=False, decode_text=True)
+        self._reader = WebSocketReader(self._inbox, limit + 1, compress=deflated, decode_text=True)
 
     def feed(self, data: bytes) -> None:
         """Read on. FrameError, after which nothing may follow; also what `take` raises."""
@@ -61,6 +65,8 @@ class FrameReader:
             error = self._inbox.exception()
             if isinstance(error, WebSocketError):
                 raise FrameError(error.code, str(error)) from error
+            if isinstance(error, zlib.error):
+                raise FrameError(WSCloseCode.INVALID_TEXT, "a message cannot be inflated") from error
             raise RuntimeError("the frame reader broke") from error
 
 

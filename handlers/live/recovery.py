@@ -6,9 +6,10 @@ from collections.abc import Callable
 
 from handlers.hub import Hub
 from handlers.live.follower import Follower
+from handlers.live.healer import Healer, Source
 from handlers.live.subscription import Subscription
 from storage.errors import StorageError
-from storage.log import InvalidPosition, Log, parse_position
+from storage.log import InvalidPosition, LogState, parse_position
 from storage.models import Reading, Verdict
 from storage.patterns import Selection
 
@@ -23,6 +24,8 @@ DEVICES = 100
 READS = 2
 # Seconds that a follower has to read a page, and to come closer to the head.
 PATIENCE = 30.0
+# Seconds that the database has to say where the log is, before a follower must ask again.
+VERDICT = 10.0
 
 REASONS = {
     Verdict.UNKNOWN_EPOCH: "unknown_epoch",
@@ -32,14 +35,18 @@ REASONS = {
 
 
 class Start:
-    """Where a subscription starts. `recovered`: None if nothing was asked for; `reason`: why it was not."""
+    """Where a subscription starts. `recovered`: None if nothing was asked for; `reason`: why it was not.
 
-    __slots__ = ("offset", "reason", "recovered")
+    `unsure`: what was asked for, if only the database can tell; the rest does not count then.
+    """
 
-    def __init__(self, offset: int, recovered: bool | None, reason: str = "") -> None:
+    __slots__ = ("offset", "reason", "recovered", "unsure")
+
+    def __init__(self, offset: int, recovered: bool | None, reason: str = "", unsure: str = "") -> None:
         self.offset = offset
         self.recovered = recovered
         self.reason = reason
+        self.unsure = unsure
 
 
 class BrokenOff(Exception):
@@ -52,9 +59,10 @@ class Recoveries:
     `counts`: by verdict (recovered, or a reason) and source (memory, database, none).
     """
 
-    def __init__(self, hub: Hub, log: Log, patience: float = PATIENCE) -> None:
+    def __init__(self, hub: Hub, log: Source, healer: Healer, patience: float = PATIENCE) -> None:
         self._hub = hub
         self._source = log
+        self._healer = healer
         self._patience = patience
         self._reads = asyncio.Semaphore(READS)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -67,19 +75,29 @@ class Recoveries:
         return len(self._tasks)
 
     def judge(self, since: str | None) -> Start:
-        """Where to start from: `earliest`, a position, or None for the head. InvalidPosition."""
-        head, state = self._hub.head, self._source.state()
+        """Where to start from: `earliest`, a position, or None for the head. InvalidPosition.
+
+        Unsure of what this process does not know: another node may have shown it already.
+        """
+        return self._judge(since, sure=False)
+
+    def _judge(self, since: str | None, *, sure: bool) -> Start:
+        hub, state = self._hub, self._source.state()
+        hub.keep_to(state)
         if since is None:
-            return Start(head, None)
+            return Start(hub.head, None)
         if since == "earliest":
-            return Start(min(state.floor, head), True)
+            return Start(min(state.floor, hub.head), True)
         position = parse_position(since)
-        verdict = state.judge(position)
+        # The hub may be further than what the database was asked for last.
+        verdict = LogState(state.epoch, hub.head, min(state.floor, hub.head)).judge(position)
         if verdict is Verdict.OK:
             return Start(position.offset, True)
+        if verdict is not Verdict.EXPIRED and not sure:
+            return Start(hub.head, None, unsure=since)
         reason = REASONS[verdict]
         self.counts[reason, "none"] += 1
-        return Start(head, False, reason)
+        return Start(hub.head, False, reason)
 
     def judge_leniently(self, since: str | None) -> Start:
         """The same; what is no position of ours is one of an epoch that nobody knows."""
@@ -96,13 +114,18 @@ class Recoveries:
         start: Start,
         *,
         latest: bool,
+        told: Callable[[Start], None],
         live: Callable[[], None],
     ) -> None:
-        """Bring the subscription to the live edge and call `live`: at once if memory has it all."""
+        """Bring the subscription to the live edge and call `live`: at once if memory has what that takes.
+
+        `told`: called with the verdict before, if the start was unsure.
+        """
         way = _Way(self, follower, subscription, start, live)
-        if not latest and way.step():
+        subscription.settled = not start.unsure
+        if subscription.settled and not latest and way.step():
             return
-        task = asyncio.get_running_loop().create_task(self._run(way, latest=latest))
+        task = asyncio.get_running_loop().create_task(self._run(way, told, latest=latest))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         subscription.stop = task.cancel
@@ -114,8 +137,11 @@ class Recoveries:
         if self._tasks:
             await asyncio.wait(self._tasks)
 
-    async def _run(self, way: "_Way", *, latest: bool) -> None:
+    async def _run(self, way: "_Way", told: Callable[[Start], None], *, latest: bool) -> None:
         try:
+            if way.start.unsure:
+                way.begin(await self._verdict(way.start.unsure))
+                told(way.start)
             if latest:
                 await self._newest(way)
             await self._replay(way)
@@ -127,6 +153,15 @@ class Recoveries:
         except Exception:
             _log.exception("a replay broke")
             way.follower.fail()
+
+    async def _verdict(self, since: str) -> Start:
+        """The verdict on a position, after the database was asked. Unavailable, Timeout."""
+        try:
+            async with asyncio.timeout(VERDICT):
+                await self._healer.look()
+        except TimeoutError:
+            raise BrokenOff("the database did not say where the log is") from None
+        return self._judge(since, sure=True)
 
     async def _replay(self, way: "_Way") -> None:
         """Page after page until one ends at the head. TimeoutError for a follower that is too slow."""
@@ -143,9 +178,10 @@ class Recoveries:
                 checked, lag = hub.now(), hub.head - way.progress
 
     async def _page(self, way: "_Way") -> None:
-        before = way.progress
+        before, epoch = way.progress, self._hub.epoch
         async with self._reads:
             page = await self._source.read_from(before, self._hub.head, PAGE, way.selection)
+        self._same(page.epoch, epoch)
         if before < page.floor:
             raise BrokenOff("readings became too old while they were replayed")
         way.database = True
@@ -153,10 +189,13 @@ class Recoveries:
 
     async def _newest(self, way: "_Way") -> None:
         """The newest values, read at or after the place that the replay starts from."""
-        after = ""
+        after, epoch = "", self._hub.epoch
         while True:
             async with self._reads:
                 found = await self._source.latest_page(way.selection, after, DEVICES)
+            # What was read does not say of which log it is.
+            await self._source.refresh()
+            self._same(self._source.state().epoch, epoch)
             readings = [
                 Reading(sample.offset, latest.device, metric, sample.ts, sample.value)
                 for latest in found
@@ -169,6 +208,12 @@ class Recoveries:
             if len(found) < DEVICES:
                 return
             after = found[-1].device
+
+    def _same(self, found: str, epoch: str) -> None:
+        """What was read must be of the log that the follower is shown positions of. BrokenOff."""
+        if found not in ("", epoch):
+            self._healer.suspect()
+            raise BrokenOff("the log was replaced")
 
     async def _room(self, follower: Follower) -> None:
         """Wait until the follower has read what it was sent; others have their turn in any case."""
@@ -188,10 +233,10 @@ class _Way:
         "_hub",
         "_live",
         "_recoveries",
-        "_start",
         "database",
         "follower",
         "selection",
+        "start",
         "subscription",
     )
 
@@ -205,7 +250,7 @@ class _Way:
     ) -> None:
         self._recoveries = recoveries
         self._hub = recoveries._hub
-        self._start = start
+        self.start = start
         self._live = live
         self.follower = follower
         self.subscription = subscription
@@ -218,6 +263,12 @@ class _Way:
         progress = self.subscription.progress
         assert progress is not None
         return progress
+
+    def begin(self, start: Start) -> None:
+        """Start from here instead."""
+        self.start = start
+        self.subscription.start = self.subscription.progress = start.offset
+        self.subscription.settled = True
 
     def give(self, readings: list[Reading], until: int) -> None:
         """Send a page."""
@@ -245,7 +296,7 @@ class _Way:
         if until < hub.head or self.follower.backlogged:
             return False
         self.follower.go_live(self.subscription)
-        if self._start.recovered:
+        if self.start.recovered:
             self._recoveries.counts["recovered", "database" if self.database else "memory"] += 1
         self._live()
         return True

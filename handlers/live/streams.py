@@ -91,6 +91,10 @@ class LiveStream(Stream, Owner):
     def going_away(self) -> None:
         """The gate closes: end the stream with a position to resume from."""
 
+    @abstractmethod
+    def log_replaced(self) -> None:
+        """Another log takes the place of this one: end the stream with its position in this one, at once."""
+
 
 class Streams:
     """Looks after the open streams. `now`: loop time; `clock`: seconds since 1970."""
@@ -124,6 +128,12 @@ class Streams:
         self._open.pop(stream, None)
         if not self._open:
             self._empty.set()
+
+    def log_replaced(self) -> None:
+        """End all streams with positions in the log that was."""
+        for stream in tuple(self._open):
+            if not stream.ended:
+                stream.log_replaced()
 
     async def run(self) -> None:
         """Look after them until cancelled."""
@@ -184,7 +194,7 @@ class Streams:
         queued = 0
         for index, stream in enumerate(tuple(self._open), 1):
             stream.tick(self.now())
-            queued += stream.follower.queued() if not stream.ended else 0
+            queued += stream.follower.queued()
             if index % TURN == 0:
                 await asyncio.sleep(0)
         self.queued = queued

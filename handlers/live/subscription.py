@@ -34,10 +34,11 @@ class Subscription:
     """One wish of a follower. `interval`: seconds, 0 for none. `start`: the offset behind which it begins.
 
     `progress`: while it recovers, the offset up to which the follower has everything; None once it is live.
-    `dropped`: items that the follower has not been told of. `stop`: ends its recovery.
+    `settled`: whether it was told where it starts. `dropped`: items that the follower has not been told of.
+    `stop`: ends its recovery.
     """
 
-    __slots__ = ("conflater", "dropped", "filter", "id", "overflow", "progress", "start", "stop")
+    __slots__ = ("conflater", "dropped", "filter", "id", "overflow", "progress", "settled", "start", "stop")
 
     def __init__(
         self, id: SubscriptionId, filter: Filter, overflow: Overflow, interval: float, start: int
@@ -48,6 +49,7 @@ class Subscription:
         self.conflater = Conflater(interval) if interval else None
         self.start = start
         self.progress: int | None = start
+        self.settled = True
         self.dropped = 0
         self.stop: Callable[[], object] | None = None
 

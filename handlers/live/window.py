@@ -17,6 +17,13 @@ _offset = attrgetter("offset")
 _GONE = Batch(0, 0, [])
 
 
+def size_of(batch: Batch) -> int:
+    """Bytes that a batch takes in memory, about."""
+    return READING_SIZE * len(batch.readings) + sum(
+        [len(reading.value) for reading in batch.readings if type(reading.value) is str]
+    )
+
+
 class Window:
     """Batches that join without a gap, up to the head of the hub.
 
@@ -34,9 +41,7 @@ class Window:
 
     def add(self, batch: Batch) -> None:
         """Take the next batch, let the oldest go."""
-        size = READING_SIZE * len(batch.readings) + sum(
-            [len(reading.value) for reading in batch.readings if type(reading.value) is str]
-        )
+        size = size_of(batch)
         self._batches.append(batch)
         self._sizes.append(size)
         self.size += size

@@ -6,12 +6,14 @@ Servers do not mask their frames (RFC 6455 section 5.1), so one frame serves eve
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import partial
 from itertools import count
 from struct import Struct as Layout
 
+from handlers.live.deflate import Deflater
 from handlers.live.items import Delivery, Item, ReadingOut
 from handlers.schemas import encode_json, encode_msgpack
-from handlers.times import Stamp, rfc3339, to_datetime, to_ms, to_us
+from handlers.times import Stamp, TimeFormat, rfc3339, to_datetime, to_ms, to_us
 from storage.models import Reading
 
 SubscriptionId = int | str
@@ -34,6 +36,18 @@ def frame(opcode: int, payload: bytes) -> bytes:
     if size < 65536:
         return _MEDIUM(0x80 | opcode, 126, size) + payload
     return _LARGE(0x80 | opcode, 127, size) + payload
+
+
+def compressed_frame(opcode: int, payload: bytes) -> bytes:
+    """The same of a message that permessage-deflate has compressed (RFC 7692 section 6)."""
+    data = frame(opcode, payload)
+    return bytes((data[0] | 0x40,)) + data[1:]
+
+
+def _deflated(deflater: Deflater, opcode: int, payload: bytes) -> bytes:
+    """A frame that is compressed if that is worth it."""
+    compressed = deflater.compress(payload)
+    return frame(opcode, payload) if compressed is None else compressed_frame(opcode, compressed)
 
 
 def close_frame(code: int, reason: str) -> bytes:
@@ -88,7 +102,12 @@ class Wire(ABC):
 
 
 class _Frames(Wire):
-    """The two wires of the WebSocket."""
+    """The two wires of the WebSocket. `deflater`: None if the client reads nothing compressed."""
+
+    def __init__(self, index: int, epoch: str, stamp: Stamp, deflater: Deflater | None = None) -> None:
+        super().__init__(index, epoch, stamp)
+        self.deflater = deflater
+        self._frame = frame if deflater is None else partial(_deflated, deflater)
 
     def live(self, item: Item) -> bytes:
         """See Wire."""
@@ -155,11 +174,11 @@ class JsonFrames(_Frames):
         """See Wire."""
         inner = encode_json(self._out(item.reading))[1:-1]
         position = self.position(offset).encode()
-        return frame(TEXT, b'{"type":"reading",%b,"position":"%b"}' % (inner, position))
+        return self._frame(TEXT, b'{"type":"reading",%b,"position":"%b"}' % (inner, position))
 
     def message(self, **fields: object) -> bytes:
         """See _Frames."""
-        return frame(TEXT, encode_json(fields))
+        return self._frame(TEXT, encode_json(fields))
 
     def _item(self, reading: Reading, offset: int) -> bytes:
         return encode_json(self._out(reading))[:-1] + b',"position":"%b"}' % self.position(offset).encode()
@@ -169,9 +188,8 @@ class JsonFrames(_Frames):
 
     def _page(self, id: SubscriptionId, items: Sequence[bytes], offset: int) -> bytes:
         start = b'{"type":"readings","id":%b,"items":[' % encode_json(id)
-        return frame(
-            TEXT, b'%b%b],"position":"%b"}' % (start, b",".join(items), self.position(offset).encode())
-        )
+        position = self.position(offset).encode()
+        return self._frame(TEXT, b'%b%b],"position":"%b"}' % (start, b",".join(items), position))
 
 
 # MessagePack: maps of four, five and six fields, and names that come in each message.
@@ -189,11 +207,11 @@ class MsgpackFrames(_Frames):
     def live_at(self, item: Item, offset: int) -> bytes:
         """See Wire."""
         inner = encode_msgpack(self._out(item.reading))[1:]
-        return frame(BINARY, _SIX + _TYPE_READING + inner + self._place(offset))
+        return self._frame(BINARY, _SIX + _TYPE_READING + inner + self._place(offset))
 
     def message(self, **fields: object) -> bytes:
         """See _Frames."""
-        return frame(BINARY, encode_msgpack(fields))
+        return self._frame(BINARY, encode_msgpack(fields))
 
     def _place(self, offset: int) -> bytes:
         return _POSITION + encode_msgpack(self.position(offset))
@@ -206,7 +224,7 @@ class MsgpackFrames(_Frames):
 
     def _page(self, id: SubscriptionId, items: Sequence[bytes], offset: int) -> bytes:
         head = _FOUR + _TYPE_READINGS + _ID + encode_msgpack(id) + _ITEMS + _ARRAY(0xDD, len(items))
-        return frame(BINARY, head + b"".join(items) + self._place(offset))
+        return self._frame(BINARY, head + b"".join(items) + self._place(offset))
 
 
 class Events(Wire):
@@ -256,10 +274,24 @@ class Wires:
     """All wires of a process: by form, and by how they write times."""
 
     def __init__(self, epoch: str) -> None:
+        self._numbers = count()
+        self.renew(epoch)
+
+    def renew(self, epoch: str) -> None:
+        """From here on positions are of another log; who has a wire keeps it as it is."""
         # In the order of TimeFormat.
         json: tuple[Stamp, ...] = (to_datetime, to_ms, to_us)
-        numbers = count()
-        self.json = [JsonFrames(next(numbers), epoch, stamp) for stamp in json]
-        self.events = [Events(next(numbers), epoch, stamp) for stamp in json]
         # MessagePack would make a timestamp extension of a datetime.
-        self.msgpack = [MsgpackFrames(next(numbers), epoch, stamp) for stamp in (rfc3339, to_ms, to_us)]
+        msgpack: tuple[Stamp, ...] = (rfc3339, to_ms, to_us)
+        numbers = self._numbers
+        self.events = [Events(next(numbers), epoch, stamp) for stamp in json]
+        # By form, and whether they are compressed.
+        self._frames: dict[tuple[bool, bool], list[JsonFrames] | list[MsgpackFrames]] = {}
+        for deflater in (None, Deflater()):
+            deflated = deflater is not None
+            self._frames[False, deflated] = [JsonFrames(next(numbers), epoch, s, deflater) for s in json]
+            self._frames[True, deflated] = [MsgpackFrames(next(numbers), epoch, s, deflater) for s in msgpack]
+
+    def frames(self, style: TimeFormat, *, packed: bool, deflated: bool) -> JsonFrames | MsgpackFrames:
+        """The wire of a WebSocket."""
+        return self._frames[packed, deflated][style]

@@ -15,7 +15,7 @@ from aiohttp import WSMsgType
 from aiohttp._websocket.models import WSMessage
 
 from handlers import websocket
-from handlers.live.wires import BINARY, TEXT, frame
+from handlers.live.wires import BINARY, TEXT, compressed_frame, frame
 from handlers.websocket import WebSocket
 from tests.running import run_gate
 
@@ -27,7 +27,7 @@ DEVIATIONS = {
     # After a close frame: what becomes of a message of 256 KiB before it, and codes nobody has defined.
     "7.1.6": "INFORMATIONAL",
     "7.13.[12]": "INFORMATIONAL",
-    # permessage-deflate is offered and declined.
+    # permessage-deflate is offered and declined, unless a setting says otherwise.
     "12.*": "UNIMPLEMENTED",
     "13.*": "UNIMPLEMENTED",
 }
@@ -41,6 +41,17 @@ def echo(stream: WebSocket, message: WSMessage) -> None:
         stream.follower.say(frame(TEXT, message.data.encode()))
     else:
         stream.follower.say(frame(BINARY, message.data))
+
+
+def compressing_echo(stream: WebSocket, message: WSMessage) -> None:
+    """Send it back compressed, also where that is not worth it: of a text that comes as it is, which RFC 7692
+    leaves to the sender, kosoku says "Strings must be encoded before hashing".
+    """
+    text = message.type is WSMsgType.TEXT
+    deflater = stream._wire.deflater
+    assert deflater is not None
+    compressed = deflater.deflate(message.data.encode() if text else message.data)
+    stream.follower.say(compressed_frame(TEXT if text else BINARY, compressed))
 
 
 async def verdicts(url: str, reports: Path, *options: str) -> dict[str, str]:
@@ -79,6 +90,25 @@ async def test_every_case_passes_but_those_that_are_listed(
         found = await verdicts(url, tmp_path / "reports")
     assert len(found) == CASES
     wrong = {case: verdict for case, verdict in found.items() if verdict != expected(case)}
+    assert wrong == {}
+
+
+# Of each of the groups some sizes of messages; a thousand messages each.
+COMPRESSED = [f"12.{group}.{case}" for group in range(1, 6) for case in (1, 3, 6, 9)]
+COMPRESSED += [f"13.{group}.{case}" for group in range(1, 8) for case in (2, 5, 8)]
+
+
+async def test_cases_of_compression_pass_where_it_is_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(WebSocket, "_command", compressing_echo)
+    monkeypatch.setattr(websocket, "FRAME_MAX", LARGEST)
+    options = [word for case in COMPRESSED for word in ("-i", case)]
+    async with run_gate(tmp_path / "data", STREAM_QUEUE="64MiB", STREAM_DEFLATE="1") as gate:
+        url = f"ws://127.0.0.1:{gate.port}/v1/stream?access_token={gate.token()}"
+        found = await verdicts(url, tmp_path / "reports", *options)
+    assert len(found) == len(COMPRESSED)
+    wrong = {case: verdict for case, verdict in found.items() if verdict != "OK OK"}
     assert wrong == {}
 
 

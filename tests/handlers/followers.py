@@ -9,7 +9,8 @@ What is demanded of every connection, whatever its client asks for and however i
 
 import json
 import struct
-from collections.abc import Sequence
+import zlib
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -23,11 +24,16 @@ Series = tuple[str, str]
 
 
 class Journal:
-    """The log as the model has it: all readings, found by their identity."""
+    """The log as the model has it: all readings, found by their identity.
 
-    def __init__(self) -> None:
-        self.readings: list[Reading] = []
-        self._offsets: dict[tuple[str, str, str], int] = {}
+    It may have begun as a copy of another one's first readings; its own have values of their own.
+    """
+
+    def __init__(self, number: int = 0, begun: Sequence[Reading] = ()) -> None:
+        self.epoch = f"e{number}"
+        self.readings: list[Reading] = list(begun)
+        self._base = number * 100_000
+        self._offsets = {(r.device, r.metric, str(r.value)): r.offset for r in begun}
 
     @property
     def head(self) -> int:
@@ -38,13 +44,16 @@ class Journal:
         first = self.head + 1
         for device, metric in series:
             offset = self.head + 1
-            self.readings.append(Reading(offset, device, metric, offset * 1_000_000, offset))
-            self._offsets[device, metric, str(offset)] = offset
-        return Batch(first, self.head, self.readings[first - 1 :])
+            value = self._base + offset
+            self.readings.append(Reading(offset, device, metric, offset * 1_000_000, value))
+            self._offsets[device, metric, str(value)] = offset
+        return Batch(first, self.head, self.readings[first - 1 :], self.epoch)
 
     def offset(self, item: dict[str, Any]) -> int:
-        """Which reading this is; its value is its offset, and must belong to its series."""
-        return self._offsets[item["device"], item["metric"], str(item["value"])]
+        """Which reading this is: its value tells, and must belong to its series and to this log."""
+        reading = (item["device"], item["metric"], str(item["value"]))
+        assert reading in self._offsets, f"{reading} is none of this log"
+        return self._offsets[reading]
 
     def matching(self, wish: Filter, after: int) -> list[int]:
         """The offsets behind `after` that a filter takes in."""
@@ -64,9 +73,9 @@ class Wish:
         self.interval = interval
         everything = (parse_pattern(">"),)
         self.filter = Filter(map(parse_pattern, match), everything, metrics)
-        # Where it really starts, and the verdict that is due.
+        # What it asked for, and where it really starts.
+        self.since: str | None = None
         self.start = 0
-        self.recovered: bool | None = None
         self.confirmed = self.live = False
         self.got: list[int] = []
         self.dropped = 0
@@ -90,10 +99,13 @@ class Wish:
 
 
 class Record:
-    """What one connection was sent, checked as it comes."""
+    """What one connection was sent, checked as it comes. `begins`: where a subscription that is told that its
+    position is of another log starts instead.
+    """
 
-    def __init__(self, journal: Journal) -> None:
+    def __init__(self, journal: Journal, begins: Callable[[int], int]) -> None:
         self.journal = journal
+        self._begins = begins
         self.wishes: dict[int, Wish] = {}
         self.position = ""
         self.closed: int | None = None
@@ -128,13 +140,20 @@ class Record:
                 pass
             case other:
                 raise AssertionError(f"unexpected {other}: {message}")
-        if "position" in message:
+        if message.get("position"):
             self._show(message["position"])
 
     def _subscribed(self, message: dict[str, Any]) -> None:
         wish = self.wishes[message["id"]]
-        assert message["recovered"] is wish.recovered
+        recovered = None
+        if wish.since is not None:
+            recovered = wish.since == "earliest" or parse_position(wish.since).epoch == self.journal.epoch
+        assert message["recovered"] is recovered
+        if recovered is False:
+            assert message["reason"] == "unknown_epoch"
+            wish.start = self._begins(wish.id)
         assert parse_position(message["position"]).offset <= wish.start
+        assert not wish.confirmed
         wish.confirmed = True
 
     def _event(self, message: dict[str, Any]) -> None:
@@ -191,7 +210,8 @@ class Record:
         wish.got.append(offset)
 
     def _show(self, position: str) -> None:
-        offset = parse_position(position).offset
+        epoch, offset = parse_position(position).epoch, parse_position(position).offset
+        assert epoch == self.journal.epoch, "the position is of another log"
         assert offset <= self.journal.head
         self.position = position
         self._shown = max(self._shown, offset)
@@ -248,6 +268,10 @@ class Frames:
         messages = []
         while (found := self._next()) is not None:
             opcode, payload = found
+            if opcode & 0x40:
+                # Each by itself: nothing is kept of the one before.
+                payload = zlib.decompress(payload + b"\x00\x00\xff\xff\x03\x00", -9)
+                opcode &= 0x0F
             if opcode == 8:
                 code = struct.unpack("!H", payload[:2])[0]
                 messages.append({"type": "closed", "code": code, "position": payload[2:].decode()})
@@ -270,7 +294,7 @@ class Frames:
         if len(data) < start + size:
             return None
         self._data = data[start + size :]
-        return data[0] & 15, data[start : start + size]
+        return data[0] & 0x4F, data[start : start + size]
 
 
 class EventFrames:

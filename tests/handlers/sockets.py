@@ -36,7 +36,9 @@ class Socket:
         async with asyncio.timeout(within):
             message = await self.ws.receive()
         if message.type in (WSMsgType.CLOSE, WSMsgType.CLOSED, WSMsgType.CLOSING):
-            raise Ended(self.ws.close_code, str(message.extra or ""))
+            # What the gate said: aiohttp's own code is another one where its reply comes too late.
+            said = message.data if message.type is WSMsgType.CLOSE else self.ws.close_code
+            raise Ended(said, str(message.extra or ""))
         assert message.type is WSMsgType.TEXT, message
         content: dict[str, Any] = json.loads(message.data)
         return content

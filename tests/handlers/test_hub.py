@@ -23,18 +23,20 @@ from handlers.exchange import Head, Headers, Media, Preferences, Request
 from handlers.hub import Hub
 from handlers.live import follower, recovery, wires
 from handlers.live.follower import Follower
-from handlers.live.healer import Healer
+from handlers.live.gap import Gap
+from handlers.live.healer import Healer, Source
 from handlers.live.recovery import Recoveries
 from handlers.live.streams import LiveStream, Streams
 from handlers.live.wires import Wires
 from handlers.sse import EventStreams
 from handlers.websocket import WebSockets
-from storage.log import Log, LogPage, LogState
+from storage.log import LogPage, LogState
 from storage.models import Batch, Latest, Reading, Sample
 from storage.patterns import Selection, parse_pattern
 from tests.handlers.followers import EventFrames, Frames, Journal, Record, Wish, masked
 
-EPOCH = "e"
+# Bytes of batches that may come early: some ten readings.
+EARLY = 3500
 SERIES = [(device, metric) for device in ("a.b", "a.c", "b.c", "b.c.d") for metric in ("t", "u")]
 
 
@@ -79,29 +81,45 @@ class Sink:
 
 
 class JournalLog:
-    """Reading the journal as the engine reads the log: later, and a page at a time."""
+    """Reading the journal as the engine reads the log: later, and a page at a time.
+
+    `journal`: the log as it is; what this process knows of it is what it has learnt.
+    """
 
     def __init__(self, journal: Journal) -> None:
-        self._journal = journal
+        self.journal = journal
+        self._known = LogState(journal.epoch, 0, 0)
 
     def state(self) -> LogState:
-        return LogState(EPOCH, self._journal.head, 0)
+        return self._known
+
+    def learn(self) -> None:
+        """This process has committed, or was told by the database."""
+        self._known = LogState(self.journal.epoch, self.journal.head, 0)
+
+    async def refresh(self) -> LogState:
+        await asyncio.sleep(0)
+        self.learn()
+        await asyncio.sleep(0)
+        return self._known
 
     async def read_from(self, offset: int, until: int, limit: int, selection: Selection) -> LogPage:
         await asyncio.sleep(0)
         found: list[Reading] = []
-        for reading in self._journal.readings[offset:until]:
+        journal = self.journal
+        until = min(until, journal.head)
+        for reading in journal.readings[offset:until]:
             if selection.takes(reading.device, reading.metric):
                 found.append(reading)
                 if len(found) == limit:
                     break
         await asyncio.sleep(0)
-        return LogPage(found, found[-1].offset if len(found) == limit else until, 0)
+        return LogPage(found, found[-1].offset if len(found) == limit else until, 0, journal.epoch)
 
     async def latest_page(self, selection: Selection, after: str, limit: int) -> list[Latest]:
         await asyncio.sleep(0)
         devices: dict[str, dict[str, Sample]] = {}
-        for r in self._journal.readings:
+        for r in self.journal.readings:
             if selection.takes_device(r.device) and r.device > after:
                 devices.setdefault(r.device, {})[r.metric] = Sample(r.ts, r.value, r.offset)
         return [Latest(device, 0, devices[device]) for device in sorted(devices)[:limit]]
@@ -125,18 +143,38 @@ class World:
     """A hub with everything around it but sockets and a database. `time`: its clock."""
 
     def __init__(self, *, window: int = 1300, bound: int = 3000) -> None:
-        self.journal = Journal()
+        self.journals = {journal.epoch: journal for journal in (Journal(),)}
+        self.journal = next(iter(self.journals.values()))
         self.time = 1000.0
         self.failure: Exception | None = None
-        self.hub = Hub(0, window=window, now=lambda: self.time, alarm=lambda _: None, observe=lambda _: None)
-        log = cast("Log", JournalLog(self.journal))
-        self.healer = Healer(self.hub, log)
-        self.recoveries = Recoveries(self.hub, log)
+        self.hub = Hub(
+            0,
+            epoch=self.journal.epoch,
+            window=window,
+            now=lambda: self.time,
+            alarm=lambda _: None,
+            observe=lambda _: None,
+        )
+        self.hub.gap = Gap(lambda: self.time, EARLY)
+        self.hub.replaced = self._replaced
+        self.log = JournalLog(self.journal)
+        log = cast("Source", self.log)
+        self.healer = Healer(self.hub, log, told=lambda: True, found=lambda _: None, passed=lambda: None)
+        self.recoveries = Recoveries(self.hub, log, self.healer)
         verifier = cast("TokenVerifier", type("Verifier", (), {"generation": 0}))
         self.streams = Streams(verifier, lambda: self.time, lambda: self.time)
-        wires = Wires(EPOCH)
+        wires = self.wires = Wires(self.journal.epoch)
         self.sockets = WebSockets(
-            self.hub, self.recoveries, self.streams, wires, self._no_write, None, (), bound, lambda: 0
+            self.hub,
+            self.recoveries,
+            self.streams,
+            wires,
+            self._no_write,
+            None,
+            (),
+            bound,
+            lambda: 0,
+            deflate=True,
         )
         self.events = EventStreams(self.hub, self.recoveries, self.streams, wires, bound, lambda: 2000)
         grants = Grants((parse_pattern(">"),))
@@ -157,6 +195,28 @@ class World:
         )
         return Request(head, b"", "id", "127.0.0.1", 0)
 
+    def commit(self, series: list[tuple[str, str]]) -> None:
+        """This process commits."""
+        batch = self.journal.append(series)
+        self.log.learn()
+        self.hub.keep_to(self.log.state())
+        self.hub.publish(batch)
+
+    def replace(self, keep: int) -> None:
+        """Another log takes the place of this one, which has only its first readings."""
+        self.journal = Journal(len(self.journals), self.journal.readings[:keep])
+        self.journals[self.journal.epoch] = self.journal
+        self.log.journal = self.journal
+
+    def receive(self, batch: Batch) -> None:
+        """Another process tells what it has committed."""
+        if batch.epoch == self.hub.epoch:
+            self.hub.publish(batch)
+
+    def _replaced(self, epoch: str) -> None:
+        self.streams.log_replaced()
+        self.wires.renew(epoch)
+
     def advance(self, seconds: float) -> None:
         self.time += seconds
         self.hub.ring()
@@ -175,7 +235,7 @@ class Client:
 
     def connect(self) -> None:
         """A new connection, without a wish yet."""
-        self.record = Record(self.world.journal)
+        self.record = Record(self.world.journals[self.world.hub.epoch], self._begins)
         self._frames = EventFrames() if self.kind == "sse" else Frames(packed=self.kind == "msgpack")
         self.sink = Sink(self._got)
         self.stream: LiveStream | None = None
@@ -188,6 +248,8 @@ class Client:
             }
             if self.kind == "msgpack":
                 headers["Sec_WebSocket_Protocol"] = "tidegate.msgpack"
+            if self.kind == "deflated":
+                headers["Sec_WebSocket_Extensions"] = "permessage-deflate"
             self._open(self.world.sockets.open(self.world.request({}, **headers)))
 
     def _open(self, stream: Any) -> None:
@@ -208,14 +270,22 @@ class Client:
                 error.add_note(f"{self.kind}: {self.record.messages}")
                 self.world.failure = error
 
+    def _begins(self, id: int) -> int:
+        assert self.stream is not None
+        return self.stream.follower.subscriptions[id].start
+
     def wish(self, wish: Wish, since: str | None, *, latest: bool) -> None:
         """Subscribe; over SSE that is the connection."""
         self.record.wishes[wish.id] = wish
+        wish.since = since
+        world, state = self.world, self.world.log.state()
+        if self.kind == "sse":
+            # Who asks makes the gate look at what it knows.
+            self.record.journal = world.journals[state.epoch]
         if since is None:
-            wish.start = self.world.hub.head
+            wish.start = world.hub.head if world.hub.epoch == state.epoch else state.head
         else:
             wish.start = 0 if since == "earliest" else int(since.rpartition("-")[2])
-            wish.recovered = True
         if self.kind == "sse":
             query = {"match": list(wish.match), "metric": list(wish.metrics)}
             if wish.interval:
@@ -252,7 +322,8 @@ class HubMachine(RuleBasedStateMachine):
         self.run(self._make())
         self.clients: list[Client] = []
         self.numbers = 0
-        self.alike: list[Batch] = []
+        # Batches of other nodes that were not received yet.
+        self.under_way: list[Batch] = []
 
     async def _make(self) -> None:
         self.world = World()
@@ -273,22 +344,41 @@ class HubMachine(RuleBasedStateMachine):
     @rule(series=st.lists(st.sampled_from(SERIES), min_size=1, max_size=6), times=st.integers(1, 3))
     def commit(self, series: list[tuple[str, str]], times: int) -> None:
         for _ in range(times):
-            batch = self.world.journal.append(series)
-            self.do(partial(self.world.hub.publish, batch))
+            self.do(partial(self.world.commit, series))
 
     @rule(series=st.lists(st.sampled_from(SERIES), min_size=1, max_size=4))
-    def a_batch_is_lost(self, series: list[tuple[str, str]]) -> None:
-        """And the next one comes too early; then somebody reads the log."""
-        self.world.journal.append(series)
-        following = self.world.journal.append(series[:1])
-        self.do(lambda: self.world.hub.publish(following))
-        self.run(self.world.healer._heal(self.world.journal.head))
-        self.do(lambda: self.world.hub.publish(following))
+    def another_node_commits(self, series: list[tuple[str, str]]) -> None:
+        self.under_way.append(self.world.journal.append(series))
+
+    @precondition(lambda self: bool(self.under_way))
+    @rule(data=st.data(), again=st.booleans())
+    def a_batch_is_received(self, data: Any, again: bool) -> None:
+        """In any order, and perhaps not for the last time."""
+        index = data.draw(st.integers(0, len(self.under_way) - 1))
+        batch = self.under_way[index] if again else self.under_way.pop(index)
+        self.do(lambda: self.world.receive(batch))
+
+    @precondition(lambda self: bool(self.under_way))
+    @rule(data=st.data())
+    def a_batch_is_lost(self, data: Any) -> None:
+        self.under_way.pop(data.draw(st.integers(0, len(self.under_way) - 1)))
+
+    @rule()
+    def the_healer_looks(self) -> None:
+        self.run(self.world.healer.look())
+
+    @precondition(lambda self: len(self.world.journals) < 4)
+    @rule(data=st.data(), noticed=st.booleans())
+    def the_log_is_replaced(self, data: Any, noticed: bool) -> None:
+        """By one that lacks what came last; this process may not know it for a while."""
+        self.world.replace(data.draw(st.integers(0, self.world.journal.head)))
+        if noticed:
+            self.run(self.world.healer.look())
 
     # -- clients -------------------------------------------------------------------------------
 
     @precondition(lambda self: len(self.clients) < 5)
-    @rule(kind=st.sampled_from(["json", "json", "msgpack"]))
+    @rule(kind=st.sampled_from(["json", "json", "msgpack", "deflated"]))
     def connect(self, kind: str) -> None:
         self.do(lambda: self.clients.append(Client(self.world, kind)))
 
@@ -408,6 +498,7 @@ class HubMachine(RuleBasedStateMachine):
         """Everybody reads, all replays end, nothing is held back any more: now all must be there."""
         try:
             for _ in range(200):
+                self.run(self.world.healer.look())
                 self.run(self._turns(20))
                 for client in self.clients:
                     self.do(partial(self._read_all, client))
@@ -422,6 +513,7 @@ class HubMachine(RuleBasedStateMachine):
                     client.record.resumable()
         finally:
             self.run(self.world.recoveries.close())
+            self.run(self.world.healer.close())
             self.loop.close()
 
     def _read_all(self, client: Client) -> None:
@@ -435,7 +527,9 @@ class HubMachine(RuleBasedStateMachine):
     def _since(self, data: Any) -> str | None:
         kind = data.draw(st.sampled_from(["none", "earliest", "position"]))
         if kind == "position":
-            return f"{EPOCH}-{data.draw(st.integers(0, self.world.hub.head))}"
+            # Also one that another node has shown, or of a log that is no more.
+            journal = data.draw(st.sampled_from([self.world.journal, *self.world.journals.values()]))
+            return f"{journal.epoch}-{data.draw(st.integers(0, journal.head))}"
         return None if kind == "none" else kind
 
 
@@ -493,6 +587,24 @@ def test_a_fault_of_the_hub_is_seen(fault: Callable[..., None], monkeypatch: pyt
     monkeypatch.setattr(Hub, "_deliver", lambda hub, batch: fault(deliver, hub, batch))
     with pytest.raises(AssertionError):
         explore(200, phases=[Phase.generate], database=None)
+
+
+@pytest.mark.parametrize("silent", [(Streams, "log_replaced"), (Wires, "renew")], ids=["streams", "wires"])
+def test_a_log_that_is_replaced_in_silence_is_seen(
+    silent: tuple[type, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind, name = silent
+    done = getattr(kind, name)
+
+    def once(part: Any, *arguments: Any) -> None:
+        # Wires begin with an epoch.
+        if arguments and not hasattr(part, "events"):
+            done(part, *arguments)
+
+    monkeypatch.setattr(kind, name, once)
+    monkeypatch.setattr(Hub, "break_off", lambda _: None)
+    with pytest.raises(AssertionError):
+        explore(300, phases=[Phase.generate], database=None)
 
 
 def test_a_position_too_far_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:

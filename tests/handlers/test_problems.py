@@ -9,7 +9,7 @@ from auth.rate_limit import LimitExceeded, Policy
 from handlers.problems import CATALOGUE, Fault, Problem, problem_of
 from storage import errors
 from tests.handlers.wire import bearer, expired_token, held_commit, problem, raw
-from tests.running import PATIENCE, Running, run_gate
+from tests.running import PATIENCE, Running, client_tls, run_gate
 
 A = "/v1/devices/demo.a/readings"
 READING = {"metric": "t", "value": 1, "ts": 1}
@@ -155,7 +155,7 @@ async def test_100_continue_comes_after_authentication_and_size_checks(gate: Run
     head = f"POST {A} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nExpect: 100-continue\r\n".encode()
     length = b"Content-Length: %d\r\n" % len(body)
     async with asyncio.timeout(PATIENCE):
-        reader, writer = await asyncio.open_connection("127.0.0.1", gate.port)
+        reader, writer = await asyncio.open_connection("127.0.0.1", gate.port, ssl=client_tls())
         writer.write(head + await bearer(gate) + length + b"\r\n")
         assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
         writer.write(body)

@@ -17,7 +17,7 @@ from handlers.live import streams
 from tests.handlers.test_websocket import dropped, until_flooded
 from tests.handlers.wire import create_client, log_in, problem
 from tests.raw import Raw, request
-from tests.running import PATIENCE, Caller, Running, run_gate
+from tests.running import PATIENCE, Caller, Running, client_tls, run_gate
 
 
 class Event:
@@ -335,7 +335,7 @@ async def test_the_library_httpx_sse_follows_and_resumes(gate: Running) -> None:
         sent = headers | ({"Last-Event-ID": last} if last else {})
         found = []
         async with (
-            httpx.AsyncClient(timeout=PATIENCE) as client,
+            httpx.AsyncClient(timeout=PATIENCE, verify=client_tls() or True) as client,
             aconnect_sse(client, "GET", url, headers=sent) as source,
         ):
             async for event in source.aiter_sse():

@@ -19,7 +19,7 @@ from storage.errors import Unavailable
 from tests.handlers.sockets import Ended, Socket, connect, values
 from tests.handlers.wire import create_client, expired_token, held_commit, log_in
 from tests.raw import Raw, request, until
-from tests.running import PATIENCE, Running, run_gate
+from tests.running import PATIENCE, Running, client_tls, run_gate
 
 HANDSHAKE = (
     "Connection: Upgrade",
@@ -797,6 +797,22 @@ async def test_the_metrics_tell_what_streams_do(gate: Running, socket: Socket) -
         assert line in text, line
 
 
+async def test_what_an_ended_stream_has_not_taken_yet_counts_as_queued(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streams, "GRACE", 2 * PATIENCE)
+    monkeypatch.setattr(streams, "SWEEP", 0.1)
+    async with run_gate(tmp_path / "data", STREAM_QUEUE="256KiB") as gate, connect(gate) as socket:
+        live = gate.gate.live
+        await socket.follow(1, "a")
+        await stalled(socket)
+        await until_flooded(gate, lambda: dropped(gate, "disconnect") == 1)
+        await until(lambda: live.streams.queued > 100_000)
+        await go_on(socket)
+        assert (await everything(socket))[1].code == 4408
+        await until(lambda: live.streams.queued == 0)
+
+
 # -- MessagePack, and clients nobody here wrote ------------------------------------------------
 
 
@@ -839,7 +855,7 @@ async def test_the_subprotocol_makes_all_frames_messagepack(gate: Running) -> No
 async def test_the_library_websockets_follows_and_writes(gate: Running) -> None:
     url = gate.url.replace("http", "ws") + "/v1/stream"
     headers = {"Authorization": f"Bearer {gate.token()}"}
-    async with websockets.connect(url, additional_headers=headers) as ws:
+    async with websockets.connect(url, additional_headers=headers, ssl=client_tls()) as ws:
         await ws.send(json.dumps({"type": "subscribe", "id": 1, "match": [">"]}))
         await ws.send(
             json.dumps({"type": "write", "id": 2, "readings": [{"device": "a", "metric": "t", "value": 1}]})
@@ -868,10 +884,99 @@ async def test_the_library_picows_follows(gate: Running) -> None:
 
     url = gate.url.replace("http", "ws") + "/v1/stream"
     headers = {"Authorization": f"Bearer {gate.token()}"}
-    transport, _ = await picows.ws_connect(Listener, url, extra_headers=headers)
+    transport, _ = await picows.ws_connect(Listener, url, extra_headers=headers, ssl_context=client_tls())
     await until(lambda: len(heard) == 2)
     await gate.write("a", *(reading(n) for n in range(100)))
     await until(lambda: len(heard) == 102)
     assert values(heard) == list(range(100))
     transport.disconnect()
     await transport.wait_disconnected()
+
+
+# -- compression -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def deflating(tmp_path: Path) -> AsyncIterator[Running]:
+    async with run_gate(tmp_path / "data", STREAM_DEFLATE="1") as gate:
+        yield gate
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["JSON", "MessagePack"])
+async def test_who_offers_compression_gets_it_where_it_is_on(deflating: Running, packed: bool) -> None:
+    gate = deflating
+    url = gate.url.replace("http", "ws") + "/v1/stream?time=us"
+    protocols = [websockets.Subprotocol("tidegate.msgpack")] if packed else None
+    encode: Any = msgspec.msgpack.encode if packed else lambda content: json.dumps(content)
+    decode: Any = msgspec.msgpack.decode if packed else json.loads
+    headers = {"Authorization": f"Bearer {gate.token()}"}
+    async with (
+        websockets.connect(url, additional_headers=headers, subprotocols=protocols) as ws,
+        websockets.connect(
+            url, additional_headers=headers, subprotocols=protocols, compression=None
+        ) as plain,
+    ):
+        assert [extension.name for extension in ws.protocol.extensions] == ["permessage-deflate"]
+        assert plain.protocol.extensions == []
+        texts = ["x" * 1000, "short", "y" * 1000]
+        await gate.write("a", *(reading(text) for text in texts))
+        for socket in (ws, plain):
+            await socket.send(encode({"type": "subscribe", "id": 1, "match": [">"], "since": "earliest"}))
+            heard: list[dict[str, Any]] = []
+            async with asyncio.timeout(PATIENCE):
+                while len(values(heard)) < 3:
+                    heard.append(decode(await socket.recv()))
+            assert values(heard) == texts
+        await gate.write("a", *(reading(text) for text in texts))
+        for socket in (ws, plain):
+            heard = []
+            async with asyncio.timeout(PATIENCE):
+                while len(values(heard)) < 3:
+                    heard.append(decode(await socket.recv()))
+            assert values(heard) == texts
+
+
+async def test_a_compressed_frame_is_one_for_all(deflating: Running) -> None:
+    """The bytes are made once for all who follow in the same format, and they are fewer."""
+    gate = deflating
+    headers = {"Sec-WebSocket-Extensions": "permessage-deflate"}
+    async with await Raw.open(gate.port) as one, await Raw.open(gate.port) as two:
+        heads = (*HANDSHAKE, *(f"{name}: {value}" for name, value in headers.items()))
+        for raw in (one, two):
+            answer = await raw.ask(request("GET", "/v1/stream", token=gate.token(), headers=heads))
+            assert answer.headers["sec-websocket-extensions"].startswith("permessage-deflate; server_no")
+            await raw.send(client_frame(1, b'{"type":"subscribe","id":1,"match":[">"]}'))
+        await until(lambda: sum(len(g.followers) for g in gate.gate.live.hub._groups.values()) == 2)
+        written: list[int] = []
+        for group in gate.gate.live.hub._groups.values():
+            for follower in group.followers:
+                write = follower._sink.write
+                follower._sink.write = lambda data, write=write: (written.append(id(data)), write(data))  # type: ignore
+        await gate.write("a", reading("z" * 1000))
+        assert len(written) == 2
+        assert len(set(written)) == 1
+        for raw in (one, two):
+            while (frame := await _raw_frame(raw))[0] != 0xC1:
+                pass
+            assert len(frame[1]) < 300
+
+
+async def _raw_frame(raw: Raw) -> tuple[int, bytes]:
+    first, size = await raw.reader.readexactly(2)
+    if size == 126:
+        size = int.from_bytes(await raw.reader.readexactly(2))
+    return first, await raw.reader.readexactly(size)
+
+
+async def test_a_bomb_is_refused_and_nobody_is_harmed(deflating: Running) -> None:
+    async with connect(deflating) as other:
+        await other.follow(1, ">")
+        headers = {"Authorization": f"Bearer {deflating.token()}"}
+        url = deflating.url.replace("http", "ws") + "/v1/stream"
+        async with websockets.connect(url, additional_headers=headers) as ws:
+            await ws.send('{"type":"write","id":1,"readings":"' + "0" * 5_000_000 + '"}')
+            async with asyncio.timeout(PATIENCE):
+                await ws.wait_closed()
+            assert ws.close_code == 1009
+        await deflating.write("a", reading(1))
+        assert (await other.hear())["value"] == 1

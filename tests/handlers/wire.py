@@ -19,7 +19,7 @@ from handlers.problems import CATALOGUE
 from server.identity import key_ring
 from storage.commit import Appender
 from storage.models import Appended, Write
-from tests.running import ALL_SCOPES, PATIENCE, Caller, Reply, Running
+from tests.running import ALL_SCOPES, PATIENCE, Caller, Reply, Running, client_tls
 
 JSON = "application/json"
 MSGPACK = "application/msgpack"
@@ -72,7 +72,7 @@ async def all_items(gate: Caller, path: str, **options: Any) -> list[Any]:
 async def raw(gate: Caller, request: bytes) -> Reply:
     """Send these very bytes; the answer, up to the end of the connection if it has no length."""
     async with asyncio.timeout(PATIENCE):
-        reader, writer = await asyncio.open_connection("127.0.0.1", gate.port)
+        reader, writer = await asyncio.open_connection("127.0.0.1", gate.port, ssl=client_tls())
         writer.write(request)
         first, *lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").rstrip().split("\r\n")
         headers: CIMultiDict[str] = CIMultiDict()

@@ -8,7 +8,7 @@ import contextlib
 import json
 import random
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Protocol, cast
 
@@ -36,11 +36,19 @@ class Trace:
     """What one follower got, over all its connections.
 
     `start`: the offset behind which its record begins, None until it is known. `position`: the last one it
-    was shown, "" for none yet. `until`: with this value a reading ends the record.
+    was shown, "" for none yet. `until`: with this value a reading ends the record. `endings`: the close
+    codes that it may get.
     """
 
-    def __init__(self, wish: Wish, since: str = "", until: int | None = None) -> None:
+    def __init__(
+        self,
+        wish: Wish,
+        since: str = "",
+        until: int | None = None,
+        endings: Sequence[int] = RESUMABLE,
+    ) -> None:
         self.wish = wish
+        self.endings = endings
         self.since = since
         self.start: int | None = 0 if since == "earliest" else None
         self.until = until
@@ -188,7 +196,7 @@ class _Socket(WSListener, _Kept):
                 payload = frame.get_payload_as_bytes()
                 code, reason = int.from_bytes(payload[:2]), payload[2:].decode()
                 self.trace.codes.append(code)
-                assert code in RESUMABLE, (code, reason)
+                assert code in self.trace.endings, (code, reason)
                 self.trace.position = reason or self.trace.position
                 transport.send_close(frame.get_close_code())
                 transport.disconnect()
@@ -352,16 +360,23 @@ class Follower:
         self.killed = 0
         self._chance = chance
         self._lives = lives
+        self._connection: Connection | None = None
+
+    def stop(self) -> None:
+        """Break off the connection of now."""
+        if self._connection is not None:
+            self._connection.lose()
 
     async def run(self, place: Place) -> None:
         """Follow, lose the connection, come back."""
         trace, chance = self.trace, self._chance
         while not place.over:
-            async with asyncio.timeout(PATIENCE):
+            # A gate of several workers takes its time to start on a busy machine.
+            async with asyncio.timeout(3 * PATIENCE):
                 await place.up.wait()
             with contextlib.suppress(ConnectionError):
-                connection = await connect(place, self.wire, trace)
-                await self._last(connection)
+                self._connection = await connect(place, self.wire, trace)
+                await self._last(self._connection)
             if trace.failure is not None:
                 raise trace.failure
             if not place.over:

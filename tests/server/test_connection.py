@@ -11,6 +11,7 @@ from unittest.mock import Mock
 
 import pytest
 
+from server.protocol import LIVELY
 from storage.models import Write
 from tests.raw import Raw, request, until
 from tests.running import Running, run_gate
@@ -433,6 +434,28 @@ async def test_a_write_goes_through_though_its_client_left_before_the_commit(
     assert len(appended) == 1
     await gate.gate.commit.drain()
     assert (await gate.get("/v1/devices/d/latest")).json["metrics"]["m"]["value"] == 1
+
+
+async def test_a_request_that_comes_right_behind_the_end_is_answered(gate: Running) -> None:
+    """A client that has just connected, or been served, is about to ask; half a head is a request already."""
+    livez = request("GET", "/livez")
+    fresh, served, half = [await Raw.open(gate.port) for _ in range(3)]
+    await half.send(livez[:-5])
+    assert (await served.ask(livez)).status == 200
+    draining = asyncio.create_task(gate.gate.server.drain(10))
+    await until(lambda: gate.gate.server.lane.closing)
+    for connection in (fresh, served):
+        await connection.send(livez)
+    for connection in (fresh, served):
+        answer = await connection.answer()
+        assert (answer.status, answer.closing) == (200, True)
+    await asyncio.sleep(2 * LIVELY)
+    assert not draining.done()
+    assert (await half.ask(livez[-5:])).closing
+    for connection in (fresh, served, half):
+        assert await connection.ended() == b""
+        connection.leave()
+    await draining
 
 
 async def test_a_connection_that_came_just_before_the_end_does_not_hold_it_up(gate: Running) -> None:

@@ -92,6 +92,8 @@ async def pgbouncer(server: PostgresServer, tmp_path: Path, **conf: str) -> Asyn
             "pool_mode": "transaction",
             "max_client_conn": "200",
             "default_pool_size": "20",
+            # By default a server that refused is left alone for 15 seconds; KILL counts as that.
+            "server_login_retry": "1",
             **conf,
         }
         lines = [f"{name} = {value}\n" for name, value in settings.items()]

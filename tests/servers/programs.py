@@ -178,6 +178,7 @@ class Program:
         self._ready = ready
         self._death = death
         self._process: subprocess.Popen[bytes] | None = None
+        self._guard: subprocess.Popen[bytes] | None = None
 
     @property
     def pid(self) -> int:
@@ -262,15 +263,24 @@ class Program:
     def freeze(self) -> None:
         """Stop it and its children where they stand; sockets stay open and say nothing."""
         # The parent first, so that no child is born meanwhile.
-        for pid in self.pids():
-            _send(pid, signal.SIGSTOP)
-        for pid in self.pids():
-            _send(pid, signal.SIGSTOP)
+        for _ in range(2):
+            for pid in self.pids():
+                _send(pid, signal.SIGSTOP)
+        # A frozen server could not hear that the tests' process has died. This hears it by the pipe's end,
+        # in a session of its own, since what ends the tests may end their process group.
+        if self._guard is None:
+            wait = ["sh", "-c", 'read _; kill -CONT "$@"', "sh", *map(str, self.pids())]
+            self._guard = subprocess.Popen(
+                wait, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True
+            )
 
     def thaw(self) -> None:
         """Let what was frozen go on."""
         for pid in reversed(self.pids()):
             _send(pid, signal.SIGCONT)
+        if self._guard is not None:
+            self._guard.communicate()
+            self._guard = None
 
 
 def _die_with(parent: int, number: signal.Signals) -> None:

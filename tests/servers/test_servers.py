@@ -1,6 +1,9 @@
 """The servers of the tests keep what they promise to the tests."""
 
 import asyncio
+import shutil
+import sys
+from asyncio.subprocess import PIPE
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -8,7 +11,7 @@ import psycopg2
 import pytest
 from redis import RedisError
 
-from tests.running import PATIENCE
+from tests.running import PATIENCE, ROOT
 from tests.servers import programs
 from tests.servers import redis as redis_module
 from tests.servers.pgbouncer import Pgbouncer
@@ -78,6 +81,36 @@ async def test_wheels_serve_where_nothing_is_installed(
         )
         assert await database.query("SELECT 1") == [(1,)]
         assert await store.command("PING")
+
+
+async def test_servers_end_with_the_tests_even_frozen(tmp_path: Path) -> None:
+    script = (
+        "import asyncio, os, sys\n"
+        "from pathlib import Path\n"
+        "from tests.servers.postgres import postgres\n"
+        "async def main():\n"
+        "    async with postgres(Path(sys.argv[1])) as server:\n"
+        "        print(server.pids()[0], server.data.parent, flush=True)\n"
+        "        server.freeze()\n"
+        "        os.killpg(0, 9)\n"
+        "asyncio.run(main())\n"
+    )
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", script, str(tmp_path), cwd=ROOT, stdout=PIPE, start_new_session=True
+    )
+    async with asyncio.timeout(PATIENCE):
+        said, _ = await process.communicate()
+    number, home = said.decode().split()
+
+    async def ended() -> bool:
+        # Where nobody buries orphans, a dead one stays as a zombie.
+        status = Path(f"/proc/{number}/status")
+        return not status.exists() or "State:\tZ" in status.read_text()
+
+    try:
+        await until(ended)
+    finally:
+        shutil.rmtree(home)
 
 
 @pytest.mark.system

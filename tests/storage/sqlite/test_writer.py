@@ -16,7 +16,7 @@ from storage.errors import KeyReused, NotFound, Refused
 from storage.models import Draft, Idempotency, Outcome, Value, Write
 from storage.sqlite.values import decode_value, same_value
 from storage.sqlite.writer import Writer
-from tests.storage.sqlite.model import Model, kind
+from tests.storage.contract.model import Model, kind
 from tests.storage.sqlite.store import Store, numbers, store, write
 
 # Few of each, so that collisions are frequent. The clock starts at START and goes in small steps.

@@ -1,0 +1,1 @@
+"""PostgreSQL as the storage of many processes and nodes."""

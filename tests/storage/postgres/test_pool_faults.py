@@ -1,0 +1,152 @@
+"""The pool while the server is frozen, dead, restarted or slow: told in time, the loop free, back at once."""
+
+import asyncio
+import random
+import time
+from pathlib import Path
+
+import pytest
+
+from storage.errors import Overloaded, Timeout, Unavailable
+from storage.postgres.pool import Pool
+from tests.servers.postgres import PostgresServer, postgres
+from tests.storage.postgres.watching import load, until, watch_lag
+
+NAME = "tidegate-test"
+# What is promised, in seconds; a busy machine adds to it.
+TOLD = 2.0
+BACK = 2.0
+LAG = 0.05
+SLACK = 0.5
+DEADLINE = 1.0
+
+
+async def open_pool(server: PostgresServer, size: int = 3) -> Pool:
+    return await Pool.open(server.url, size, name=NAME, deadline=DEADLINE, statement_timeout=2)
+
+
+async def play(server: PostgresServer, pool: Pool, fault: str, seconds: float) -> None:
+    """A fault, `seconds` long, under load: everybody is told in time, and it is over when it is over."""
+    async with load(pool, 20) as callers, watch_lag() as lag:
+        await asyncio.sleep(0.2)
+        if fault == "frozen":
+            server.freeze()
+        elif fault == "killed":
+            await server.kill()
+        elif fault == "immediate":
+            await server.stop("immediate")
+        elif fault == "fast":
+            await server.stop("fast")
+        await asyncio.sleep(seconds)
+        if fault == "frozen":
+            server.thaw()
+        else:
+            await server.start()
+        returned = time.monotonic()
+
+        async def all_good() -> bool:
+            return callers.good_since(returned) is not None and pool.size == 3
+
+        await until(all_good)
+        await asyncio.sleep(0.2)
+    assert callers.errors() <= {None, Unavailable, Timeout, Overloaded}
+    assert callers.slowest < TOLD + SLACK
+    good = callers.good_since(returned)
+    assert good is not None
+    assert good < BACK + SLACK
+    assert lag.p99 < LAG
+    assert pool.down is None
+
+
+@pytest.mark.parametrize("fault", ["frozen", "killed", "fast"])
+async def test_everybody_is_told_in_time_and_it_is_back_at_once(tmp_path: Path, fault: str) -> None:
+    async with postgres(tmp_path) as server:
+        pool = await open_pool(server)
+        await play(server, pool, fault, 2.5)
+        await pool.close()
+
+
+async def test_faults_one_after_the_other(tmp_path: Path, long: bool) -> None:
+    seed = random.randrange(2**32)
+    print(f"seed {seed}")
+    chance = random.Random(seed)
+    async with postgres(tmp_path) as server:
+        pool = await open_pool(server)
+        for _ in range(20 if long else 3):
+            fault = chance.choice(["frozen", "killed", "immediate", "fast"])
+            seconds = chance.uniform(0, 2.5)
+            print(fault, seconds)
+            await play(server, pool, fault, seconds)
+        await pool.close()
+
+
+async def test_while_it_is_known_to_be_away_nobody_waits(tmp_path: Path) -> None:
+    async with postgres(tmp_path) as server:
+        pool = await open_pool(server)
+        await server.stop("immediate")
+
+        async def down() -> bool:
+            return pool.down is not None
+
+        await until(down)
+        started = time.monotonic()
+        for _ in range(100):
+            with pytest.raises(Unavailable):
+                await pool.fetch("SELECT 1")
+        assert time.monotonic() - started < 0.5
+        await pool.close()
+
+
+async def test_a_pool_closes_in_time_before_a_frozen_server(tmp_path: Path) -> None:
+    async with postgres(tmp_path) as server:
+        pool = await open_pool(server)
+        running = [asyncio.create_task(pool.fetch("SELECT pg_sleep(30)")) for _ in range(3)]
+        await asyncio.sleep(0.1)
+        server.freeze()
+        started = time.monotonic()
+        async with watch_lag() as lag:
+            await pool.close()
+        assert time.monotonic() - started < DEADLINE + 1.5 + SLACK
+        assert lag.p99 < LAG
+        for task in running:
+            with pytest.raises(Timeout):
+                await task
+
+
+async def test_nothing_that_was_given_up_is_done_after_the_server_goes_on(tmp_path: Path) -> None:
+    """Who was told Timeout may find it done, but not later than the server needs to look."""
+    async with postgres(tmp_path) as server:
+        pool = await open_pool(server, 1)
+        await pool.fetch("CREATE TABLE t (a int)")
+        server.freeze()
+        with pytest.raises(Timeout):
+            await pool.fetch("SELECT pg_sleep(1.5); INSERT INTO t VALUES (1)")
+        server.thaw()
+        await asyncio.sleep(2.5)
+        assert await server.query("SELECT count(*) FROM t") == [(0,)]
+        await pool.close()
+
+
+async def test_a_slow_server_is_slow_for_those_who_ask_it_only(tmp_path: Path) -> None:
+    async with postgres(tmp_path) as server:
+        pool = await open_pool(server)
+        async with watch_lag() as lag:
+            slow = [asyncio.create_task(pool.fetch("SELECT pg_sleep(0.9)")) for _ in range(2)]
+            await asyncio.sleep(0.05)
+            started = time.monotonic()
+            for _ in range(50):
+                await pool.fetch("SELECT 1")
+            assert time.monotonic() - started < 0.5
+            await asyncio.gather(*slow)
+        assert lag.p99 < LAG
+        await pool.close()
+
+
+async def test_a_full_server_is_unavailable_for_new_sessions_only(tmp_path: Path) -> None:
+    conf = {"max_connections": "6", "superuser_reserved_connections": "0", "max_wal_senders": "0"}
+    async with postgres(tmp_path, **conf) as server:
+        pool = await open_pool(server, 5)
+        with pytest.raises(Unavailable, match="too many clients"):
+            await open_pool(server, 2)
+        assert await pool.fetch("SELECT 1") == [(1,)]
+        await pool.close()
