@@ -72,11 +72,11 @@ SCENARIOS = {
     for scenario in (
         Scenario("hello", 'GET {"ok":true}, no checks', _HELLO, verify.hello),
         Scenario("hello-cold", "the same, a head of its own each", _cold(_HELLO), verify.hello),
-        Scenario("latest", "GET latest values, cached; JWT, limit, metrics", _LATEST, verify.latest),
+        Scenario("latest", "GET latest values, from memory; JWT, limit", _LATEST, verify.latest),
         Scenario("latest-cold", "the same, a head of its own each", _cold(_LATEST), verify.latest),
         Scenario(
             "write",
-            "POST one reading, 200 after its durable commit; JWT, limit, validation, metrics",
+            "POST one reading, 200 after its durable commit; JWT, limit, validation",
             _WRITE,
             verify.write,
             stores=True,

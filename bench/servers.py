@@ -99,9 +99,13 @@ def faults(url: str, table: str) -> list[str]:
     asked = ("fsync", "full_page_writes", "synchronous_commit")
     settings = {name: query(url, f"SHOW {name}")[0][0] for name in asked}
     found = [f"{name} = {value}" for name, value in settings.items() if value != "on"]
-    kind = query(url, f"SELECT relpersistence FROM pg_class WHERE oid = to_regclass('{table}')")
-    if kind != [("p",)]:
-        found.append(f"no durable table {table}" if kind else f"no table {table}")
+    if query(url, f"SELECT to_regclass('{table}')") == [(None,)]:
+        return [*found, f"no table {table}"]
+    # Of a table that is partitioned the partitions too.
+    tables = f"SELECT '{table}'::regclass UNION SELECT relid FROM pg_partition_tree('{table}')"
+    kinds = query(url, f"SELECT relpersistence FROM pg_class WHERE oid IN ({tables})")
+    if any(kind != "p" for (kind,) in kinds):
+        found.append(f"no durable table {table}")
     return found
 
 
