@@ -3,16 +3,21 @@
 import os
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from http.client import HTTPException
 
 import msgspec
+import psycopg2
 from msgspec import Struct
 
-from bench import contract, disk, verify
+from bench import contract, disk, targets, verify
 from bench.client import Client
-from bench.environment import CoreWatch
-from bench.load import open_loop, wrk
+from bench.environment import Cores, CoreWatch, group_cpu
+from bench.live import memory
+from bench.load import curve as offered
+from bench.load import echo, open_loop, wrk
+from bench.load.open_loop import Open
 from bench.load.wrk import Ask, Void
 from bench.processes import Server, run_loop, running
 from bench.results import Cell, Figures
@@ -21,7 +26,9 @@ from bench.targets import Target, TargetError
 
 # Number of the first batch of the warm-up, and of what is measured.
 _WARM_UP_FIRST, _FIRST = 0, 1_000_000
-_MILLISECONDS = 1_000
+_MILLISECONDS, _MICROSECONDS = 1_000, 1_000_000
+# Seconds between two looks at the memory of a server under load.
+_LOOKS = 0.2
 # Requests per second that the open loop plans at most, and between two steps of the search for its ceiling.
 RATE_MAX, RATE_STEP, RATE_END = 50_000.0, 10_000, 150_000
 
@@ -35,15 +42,21 @@ class Loop(Struct, frozen=True):
     readings: int = 1
 
 
-def measure(round: int, scenario: Scenario, target: Target, warm_up: int, seconds: int) -> Cell:
-    """Measure; a cell that went wrong is void and says why."""
+def measure(
+    round: int, scenario: Scenario, target: Target, warm_up: int, seconds: int, curve: bool = False
+) -> Cell:
+    """Measure; a cell that went wrong is void and says why. `curve`: also latency against offered load."""
 
     def figures() -> Figures:
         if target.kind == "loop":
             return _loop(scenario, target, warm_up, seconds)
         with running(target) as server:
+            idle = _memory(server)
             check(scenario, server)
-            return _served(scenario, server, warm_up, seconds)
+            found = _served(scenario, server, warm_up, seconds, curve)
+            return msgspec.structs.replace(
+                found, start_ms=server.start * _MILLISECONDS, idle_mib=idle, loaded_mib=_memory(server)
+            )
 
     return cell(round, scenario.name, target, figures)
 
@@ -58,7 +71,7 @@ def cell(round: int, scenario: str, target: Target, take: Callable[[], Figures])
         void = f"not verified: {error}"
     except (Void, TargetError) as error:
         void = str(error)
-    except (OSError, HTTPException, ValueError, LookupError) as error:
+    except (OSError, HTTPException, ValueError, LookupError, psycopg2.Error) as error:
         void = f"{type(error).__name__}: {error}"
     return Cell(
         round,
@@ -73,43 +86,135 @@ def cell(round: int, scenario: str, target: Target, take: Callable[[], Figures])
 
 def check(scenario: Scenario, server: Server) -> None:
     """Verify a target for a scenario; Unverified."""
+    _ask(scenario.check, server)
+
+
+def check_limit(server: Server) -> None:
+    """Verify that a target which was started with LOW_LIMIT limits its principals; Unverified."""
+    _ask(verify.limited, server)
+
+
+def _ask(checked: Callable[[verify.Subject], None], server: Server) -> None:
     client = Client(server.url, contract.token())
     try:
-        scenario.check(verify.Subject(client, server.rows))
+        checked(verify.Subject(client, server.rows, server.url, server.faults, server.pending))
+    except (HTTPException, LookupError, psycopg2.Error) as error:
+        raise verify.Unverified(f"{type(error).__name__}: {error}") from error
     finally:
         client.close()
 
 
-def _served(scenario: Scenario, server: Server, warm_up: int, seconds: int) -> Figures:
-    # "*" stands for the token, which is made anew: a run may last longer than it lives.
-    token = contract.token() if scenario.ask.token else ""
-    ask = msgspec.structs.replace(scenario.ask, token=token)
+def _served(scenario: Scenario, server: Server, warm_up: int, seconds: int, curve: bool) -> Figures:
+    if scenario.load in _AT_ONCE:
+        return Figures(_AT_ONCE[scenario.load](server))
+    if scenario.load == "echo":
+        return _echoed(scenario, server, warm_up, seconds)
+    ask = _ask_of(scenario)
     if scenario.load == "ceiling":
         return _ceiling(scenario, server, ask, warm_up)
     wrk.run(server.url, ask, scenario.connections, warm_up, _WARM_UP_FIRST)
+    if scenario.load == "memory-loaded":
+        return _loaded(scenario, server, ask, seconds)
     syncs = _syncs(scenario)
-    before, watch = server.rows(), CoreWatch(server.cpu)
+    before, meter = server.rows(), Meter(server)
     closed = wrk.run(server.url, ask, scenario.connections, seconds, _FIRST)
-    cores = watch.read()
+    cpu, beside, cores = meter.read(closed.requests * scenario.readings)
+    _still_refused(scenario, server)
     answered = closed.requests * scenario.readings
-    opened = None
-    if scenario.load == "open":
-        request = _request(ask)
-        opened = open_loop.run(
-            server.url, request, scenario.connections, seconds, min(closed.rate / 2, RATE_MAX)
-        )
-        answered += opened.requests
+
+    def at(rate: float, seconds: float) -> Open:
+        return open_loop.run(server.url, _request(ask), scenario.connections, seconds, rate)
+
+    half = at(min(closed.rate / 2, RATE_MAX), seconds) if scenario.load == "open" else None
+    steps = offered.measure(at, closed.rate, seconds) if curve and can_curve(scenario) else []
+    answered += sum(each.requests for each in (*steps, *([half] if half else [])))
     stored = _stored(scenario, server, before, answered) if scenario.stores else 0
     return Figures(
         rate=closed.rate * scenario.readings,
         p50_ms=closed.p50_ms,
         p99_ms=closed.p99_ms,
-        open=opened,
+        open=half,
         sync_p99_ms=open_loop.percentile(sorted(syncs + _syncs(scenario)), 0.99) * _MILLISECONDS,
         answered=answered if scenario.stores else 0,
         stored=stored,
         cores=cores,
+        curve=steps,
+        cpu_us=cpu,
+        beside_us=beside,
     )
+
+
+def can_curve(scenario: Scenario) -> bool:
+    """Whether the open loop can ask it: it sends the same request again, and takes 200 for an answer."""
+    ask = scenario.ask
+    return scenario.load == "closed" and ask.status == 200 and not (ask.cold or ask.batches or ask.closes)
+
+
+class Meter:
+    """Watches a target from its making on: its CPU, its database's, and the cores."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._watch = CoreWatch(server.cpu)
+        self._own, self._all = group_cpu(server.group), server.cpu()
+
+    def read(self, count: int) -> tuple[float, float, Cores]:
+        """Microseconds of the target's CPU for each of `count`, of what runs beside it, and the cores."""
+        own, every = group_cpu(self._server.group) - self._own, self._server.cpu() - self._all
+        each = _MICROSECONDS / max(1, count)
+        return own * each, max(0.0, every - own) * each, self._watch.read()
+
+
+def _ask_of(scenario: Scenario) -> Ask:
+    """The request, with a token that is made anew: a run may last longer than one lives."""
+    tokens = {"": "", contract.BAD_TOKEN: contract.forged_token()}
+    token = tokens[scenario.ask.token] if scenario.ask.token in tokens else contract.token()
+    return msgspec.structs.replace(scenario.ask, token=token)
+
+
+def _echoed(scenario: Scenario, server: Server, warm_up: int, seconds: int) -> Figures:
+    echo.run(server.url, scenario.connections, warm_up)
+    meter = Meter(server)
+    closed = echo.run(server.url, scenario.connections, seconds)
+    cpu, beside, cores = meter.read(closed.requests)
+    return Figures(closed.rate, closed.p50_ms, closed.p99_ms, cores=cores, cpu_us=cpu, beside_us=beside)
+
+
+def _loaded(scenario: Scenario, server: Server, ask: Ask, seconds: int) -> Figures:
+    """The most memory that was seen while the load went on."""
+    with ThreadPoolExecutor(1) as thread:
+        load = thread.submit(wrk.run, server.url, ask, scenario.connections, seconds, _FIRST)
+        most = 0.0
+        while not load.done():
+            most = max(most, _memory(server))
+            time.sleep(_LOOKS)
+    load.result()
+    return Figures(most)
+
+
+def _memory(server: Server) -> float:
+    return memory.proportional(server.group) / 2**20
+
+
+_AT_ONCE: dict[str, Callable[[Server], float]] = {
+    "memory": _memory,
+    "start": lambda server: server.start * _MILLISECONDS,
+    "size": lambda server: targets.size(server.target) / 2**20,
+}
+
+
+def _still_refused(scenario: Scenario, server: Server) -> None:
+    """Errors are counted by wrk, but not told apart: one more has to be that of the first."""
+    ask = _ask_of(scenario)
+    if ask.status < wrk.REFUSED:
+        return
+    client = Client(server.url, ask.token)
+    try:
+        answer = client.ask(ask.method, ask.path, ask.body)
+    finally:
+        client.close()
+    if answer.status != ask.status:
+        raise Void(f"expected {ask.status} after the load, got {answer}")
 
 
 def _ceiling(scenario: Scenario, server: Server, ask: Ask, seconds: int) -> Figures:

@@ -2,10 +2,13 @@
 
 import http.client
 import json
+import socket
 from collections.abc import Mapping
 from typing import Any
 
 from msgspec import Struct
+
+from bench import contract
 
 TIMEOUT = 30.0
 
@@ -27,10 +30,16 @@ class Answer(Struct, frozen=True):
 
 
 class Client:
-    """One connection, opened again where the server closes it; `reopened` counts how often."""
+    """One connection, opened again where the server closes it; `reopened` counts how often.
+
+    A request goes out in one piece, as a load sends it: servers that refuse by the head alone may hang up on
+    a body that comes behind.
+    """
 
     def __init__(self, url: str, token: str) -> None:
-        self._connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=TIMEOUT)
+        host, _, port = url.removeprefix("http://").rpartition(":")
+        self._address = host, int(port)
+        self._socket: socket.socket | None = None
         self._token = token
         self.reopened = -1
 
@@ -44,19 +53,25 @@ class Client:
         headers: Mapping[str, str] | None = None,
     ) -> Answer:
         """A whole exchange; `token`: the client's if None, "" sends none. OSError, HTTPException."""
-        sent = dict(headers or {})
         bearer = self._token if token is None else token
-        if bearer:
-            sent["Authorization"] = f"Bearer {bearer}"
-        if body:
-            sent["Content-Type"] = "application/json"
-        if self._connection.sock is None:
+        lines = "".join(f"{name}: {value}\r\n" for name, value in (headers or {}).items())
+        if self._socket is None:
             self.reopened += 1
-        self._connection.request(method, path, body or None, sent)
-        response = self._connection.getresponse()
-        names = {name.lower(): value for name, value in response.getheaders()}
-        return Answer(response.status, names, response.read())
+            self._socket = socket.create_connection(self._address, timeout=TIMEOUT)
+        self._socket.sendall(contract.request(method, path, bearer, body, lines))
+        response = http.client.HTTPResponse(self._socket, method=method)
+        try:
+            response.begin()
+            names = {name.lower(): value for name, value in response.getheaders()}
+            answer = Answer(response.status, names, response.read())
+            if response.will_close:
+                self.close()
+        finally:
+            response.close()
+        return answer
 
     def close(self) -> None:
         """Hang up."""
-        self._connection.close()
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None

@@ -10,6 +10,8 @@ ISSUER = AUDIENCE = "tidegate"
 SUBJECT = "bench"
 SCOPES = "readings:write readings:read"
 TOKEN_SECONDS = 4 * 3600
+# Requests per minute of a principal: high, not off; and in the check that they are counted at all.
+LIMIT, LOW_LIMIT = 100_000_000, 600
 
 DEVICE = "bench.one"
 BATCH_DEVICE = "bench.batch"
@@ -30,26 +32,40 @@ PAGE_QUERY = f"{PAGES}?metric=temperature&from={EPOCH + PAGE_FROM}&to={EPOCH + P
 READING = b'{"metric": "temperature", "value": 21.5}'
 # Well-formed, but a value is a number, a boolean or a text.
 BAD_READING = b'{"metric": "temperature", "value": []}'
+# Of a device that the token does not grant.
+FOREIGN = "/v1/devices/other.one/readings"
+# What answers to good tokens carry; those of latest beside them.
+HEADERS = ("date", "x-request-id", "ratelimit", "ratelimit-policy")
+LATEST_HEADERS = ("etag", "cache-control", "vary")
+# A scenario's own token that nobody may accept.
+BAD_TOKEN = "*bad"
+# What a WebSocket says; it must come back as it is.
+ECHO, ECHO_TEXT = "/echo", b'{"type":"echo","id":1,"values":[21.5,40,false]}'
 # What a GET of the latest values has to show.
 LATEST_METRICS = {"temperature": 21.5, "humidity": 40, "door_open": False}
 
 
-def token(seconds: int = TOKEN_SECONDS) -> str:
+def token(seconds: int = TOKEN_SECONDS, subject: str = SUBJECT, scopes: str = SCOPES) -> str:
     """A token of the bench's device, for every target; a negative lifetime is over."""
-    return jwt.encode(_claims(seconds), SECRET, "HS256")
+    return jwt.encode({**_claims(seconds), "sub": subject, "scope": scopes}, SECRET, "HS256")
 
 
 def bad_tokens() -> dict[str, str]:
     """Tokens that nobody may accept, by what is wrong; "" is none."""
-    good = token()
-    place = good.rindex(".") + 10
-    other = "A" if good[place] != "A" else "B"
     return {
         "no token": "",
-        "a token with a wrong signature": good[:place] + other + good[place + 1 :],
+        "a token with a wrong signature": forged_token(),
         "an expired token": token(-3600),
         "an unsigned token": jwt.encode(_claims(TOKEN_SECONDS), "", "none"),
     }
+
+
+def forged_token() -> str:
+    """A token whose signature is wrong in one place."""
+    good = token()
+    place = good.rindex(".") + 10
+    other = "A" if good[place] != "A" else "B"
+    return good[:place] + other + good[place + 1 :]
 
 
 def _claims(seconds: int) -> dict[str, object]:
@@ -82,6 +98,22 @@ def page_value(number: int) -> float:
 def page_reading(number: int) -> bytes:
     """Reading `number` of those that pages are asked from: one a millisecond, more than a page holds."""
     return json.dumps({"metric": "temperature", "ts": EPOCH + number, "value": page_value(number)}).encode()
+
+
+def bad_readings() -> dict[str, bytes]:
+    """Readings that are well-formed, but nobody may accept, by what is wrong."""
+    reading = {"metric": "temperature", "value": 21.5}
+    bad = {
+        "a metric with a blank": {**reading, "metric": "a b"},
+        "a number beyond 2**53": {**reading, "value": 2**53 + 2},
+        "a text of 1,025 characters": {**reading, "value": "x" * 1025},
+        "an unknown field": {**reading, "unit": "K"},
+        "a time before 1970": {**reading, "ts": -1},
+        "no value": {"metric": "temperature"},
+    }
+    return {"a value that is an array": BAD_READING} | {
+        why: json.dumps(each).encode() for why, each in bad.items()
+    }
 
 
 def latest_readings() -> bytes:

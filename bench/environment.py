@@ -86,6 +86,18 @@ def group_cpu(group: int) -> float:
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
+def tree_cpu(process: int) -> float:
+    """CPU seconds of a process and its children, those that have ended included."""
+    # utime, stime, and of the children that were waited for.
+    first = _read(Path(f"/proc/{process}/stat")).rpartition(")")[2].split()[11:15]
+    ticks = sum(int(field) for field in first)
+    for task in Path(f"/proc/{process}/task").glob("*/children"):
+        for child in _read(task).split():
+            fields = _read(Path(f"/proc/{child}/stat")).rpartition(")")[2].split()[11:13]
+            ticks += sum(int(field) for field in fields)
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
 def _busy(ticks: list[int]) -> float:
     return 1 - (ticks[3] + ticks[4]) / max(1, sum(ticks))
 
@@ -102,7 +114,8 @@ def _ticks() -> dict[int, list[int]]:
 
 def faults() -> list[str]:
     """What this machine lacks to run the bench at all."""
-    found = [f"{tool} is not installed" for tool in ("wrk", "taskset") if shutil.which(tool) is None]
+    tools = ("wrk", "taskset", "setpriv")
+    found = [f"{tool} is not installed" for tool in tools if shutil.which(tool) is None]
     if not {SERVER_CORE, LOAD_CORE} <= os.sched_getaffinity(0):
         found.append(f"the cores {SERVER_CORE} and {LOAD_CORE} are not both there")
     return found

@@ -9,16 +9,19 @@ import sqlite3
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+import psycopg2
 from msgspec import Struct
 
-from bench.contract import SECRET
+from bench import servers
+from bench.contract import LIMIT, SECRET
 from bench.environment import DATA, SERVER_CORE, group_cpu
-from bench.targets import Target, TargetError
+from bench.servers import Backing
+from bench.targets import HOME, POSTGRESQL, Target, TargetError
 
 START_TIMEOUT = 30.0
 STOP_TIMEOUT = 15.0
@@ -27,40 +30,83 @@ LOOP_PATIENCE = 120.0
 
 
 class Server(Struct, frozen=True):
-    """A running server: its URL, and where its data is."""
+    """A running server: its URL, where its data is, the seconds until it was ready, what runs beside it.
+
+    `database`: URL of its PostgreSQL database, "" without one.
+    """
 
     url: str
     data: Path
     target: Target
     group: int
+    start: float = 0.0
+    beside: tuple[Backing, ...] = ()
+    database: str = ""
 
     def cpu(self) -> float:
-        """The CPU seconds that it has used, its workers included."""
-        return group_cpu(self.group)
+        """The CPU seconds that it has used, its workers included, and its database's."""
+        return group_cpu(self.group) + sum(each.cpu() for each in self.beside)
 
     def rows(self) -> int:
-        """The rows that are committed in its database, read from the file behind its back; 0 without one."""
+        """The rows that are committed in its database, read behind its back; 0 without one or a table."""
+        if self.database:
+            try:
+                count: int = servers.query(self.database, self.target.rows)[0][0]
+            except psycopg2.errors.UndefinedTable:
+                return 0
+            return count
         return count_rows(self.target, self.data)
+
+    def faults(self) -> list[str]:
+        """What makes its commits less than durable, as far as its database tells."""
+        return servers.faults(self.database, self.target.table) if self.database else []
+
+    def pending(self) -> bool:
+        """Whether a commit is not on the disk yet, as far as its database tells."""
+        return bool(self.database) and servers.pending(self.database)
 
 
 @contextmanager
-def running(target: Target) -> Iterator[Server]:
-    """The server, ready. TargetError if it does not start, with what it said last."""
-    with _fresh_directory() as data, tempfile.TemporaryFile() as said:
-        port = _free_port()
-        process = _start(target, data, said, port=str(port))
+def running(target: Target, limit: int = LIMIT) -> Iterator[Server]:
+    """The server, ready; `limit`: requests per minute of a principal.
+
+    TargetError if it, or what it needs beside it, does not start, with what it said last.
+    """
+    with contextlib.ExitStack() as stack:
+        beside, values = [], {"limit": str(limit)}
         try:
-            _await_start(process, port, target, said)
-            yield Server(f"http://127.0.0.1:{port}", data, target, process.pid)
-        finally:
-            _stop(process)
+            if target.database == POSTGRESQL:
+                beside.append(stack.enter_context(servers.postgresql()))
+                values["database"] = beside[-1].url
+            if target.redis:
+                beside.append(stack.enter_context(servers.redis()))
+                values["redis"] = beside[-1].url
+        except (servers.ServerError, psycopg2.Error) as error:
+            raise TargetError(f"{target.name}: {error}") from error
+        data = stack.enter_context(_fresh_directory())
+        said = stack.enter_context(tempfile.TemporaryFile())
+        port = _free_port()
+        _refuse_busy(port)
+        began = time.monotonic()
+        process = _start(target, data, said, {**values, "port": str(port)})
+        stack.callback(_stop, process)
+        _await_start(process, port, target, said)
+        yield Server(
+            f"http://127.0.0.1:{port}",
+            data,
+            target,
+            process.pid,
+            time.monotonic() - began,
+            tuple(beside),
+            values.get("database", ""),
+        )
 
 
 def run_loop(target: Target, warm_up: float, seconds: float, scenario: str = "") -> tuple[bytes, int]:
     """What a loop prints, and how many rows it left behind; TargetError."""
     with _fresh_directory() as data, tempfile.TemporaryFile() as said:
         values = {"warm_up": str(warm_up), "seconds": str(seconds), "scenario": scenario}
-        process = _start(target, data, said, subprocess.PIPE, **values)
+        process = _start(target, data, said, values, subprocess.PIPE)
         try:
             output, _ = process.communicate(timeout=warm_up + seconds + LOOP_PATIENCE)
         except subprocess.TimeoutExpired as error:
@@ -89,15 +135,20 @@ def _fresh_directory() -> Iterator[Path]:
 
 
 def _start(
-    target: Target, data: Path, said: BinaryIO, stdout: int = subprocess.DEVNULL, **values: str
+    target: Target,
+    data: Path,
+    said: BinaryIO,
+    values: Mapping[str, str],
+    stdout: int = subprocess.DEVNULL,
 ) -> "subprocess.Popen[bytes]":
-    every = dict.fromkeys(("port", "warm_up", "seconds", "scenario"), "")
-    every |= {"data": str(data), "secret": SECRET, **values}
+    every = dict.fromkeys(("port", "warm_up", "seconds", "scenario", "database", "redis", "limit"), "")
+    every |= {"data": str(data), "secret": SECRET, "common": str(HOME / "common"), **values}
     command, variables = target.filled(every)
     kept = {name: value for name, value in os.environ.items() if not name.startswith("TIDEGATE_")}
     try:
         return subprocess.Popen(
-            ["taskset", "--cpu-list", str(SERVER_CORE), *command],
+            # Whatever ends the bench, even while it starts a target, ends that too.
+            ["setpriv", "--pdeathsig", "KILL", "taskset", "--cpu-list", str(SERVER_CORE), *command],
             cwd=target.home,
             env={**kept, **variables},
             stdin=subprocess.DEVNULL,
@@ -127,6 +178,12 @@ def _free_port() -> int:
         return port
 
 
+def _refuse_busy(port: int) -> None:
+    """Whoever else answers there must not be taken for the target; TargetError."""
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=2):
+        raise TargetError(f"port {port} is busy: something else listens there")
+
+
 def _await_start(process: "subprocess.Popen[bytes]", port: int, target: Target, said: BinaryIO) -> None:
     """Until it answers anything at all."""
     deadline = time.monotonic() + START_TIMEOUT
@@ -138,7 +195,7 @@ def _await_start(process: "subprocess.Popen[bytes]", port: int, target: Target, 
             connection.request("GET", "/")
             connection.getresponse().read()
         except (OSError, http.client.HTTPException):
-            time.sleep(0.02)
+            time.sleep(0.005)
         else:
             return
         finally:

@@ -1,12 +1,11 @@
 """Who is asked: a folder a target under targets/, with target.toml, an application and pinned requirements.
 
-`target.toml` is read as a Target. `{port}`, `{data}` (a fresh directory), `{secret}` (of the tokens),
-`{warm_up}`, `{seconds}` and `{scenario}` (of loops) are filled in, in the command and in the variables.
+`target.toml` is read as a Target. `{port}`, `{data}` (a fresh directory), `{database}` (URL of a fresh
+PostgreSQL database), `{redis}` (URL of a fresh Redis), `{secret}` (of the tokens), `{limit}` (requests per
+minute of a principal), `{common}` (the folder of what Python targets share), `{warm_up}`, `{seconds}` and
+`{scenario}` (of loops) are filled in, in the command and in the variables.
 """
 
-import json
-import subprocess
-import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Literal
@@ -15,9 +14,10 @@ import msgspec
 from msgspec import Struct
 
 from bench.environment import ROOT
+from bench.toolchains import TOOLCHAINS, Toolchain, ToolchainError
 
 HOME = Path(__file__).parent / "targets"
-INSTALL_TIMEOUT = 600.0
+POSTGRESQL = "postgresql"
 
 
 class TargetError(Exception):
@@ -27,18 +27,24 @@ class TargetError(Exception):
 class Target(Struct, frozen=True, forbid_unknown_fields=True):
     """A target.
 
-    `command`: the arguments of its Python. `environment`: a virtual environment of its own, or the
-    house's. `kind`: a server, or a loop that measures itself. `database`: the file that it keeps its
-    rows in, under its data; `rows`: the SQL that counts them.
+    `command`: the arguments of its program, which `environment` gives: a virtual environment of its own, or
+    the house's; node; a program built from Go. `kind`: a server, or a loop that measures itself.
+    `database`: "postgresql", or the file that it keeps its rows in, under its data; `rows`: the SQL that
+    counts them; `table`: where they are. `redis`: whether it needs one. `cannot`: by scenario, why it takes
+    no part. `limited`: whether it refuses by `{limit}`.
     """
 
     title: str
     command: list[str]
     scenarios: list[str]
-    environment: Literal["own", "house"] = "own"
+    environment: Literal["own", "house", "node", "go"] = "own"
     kind: Literal["server", "loop"] = "server"
     database: str = ""
     rows: str = ""
+    table: str = "readings"
+    redis: bool = False
+    cannot: dict[str, str] = {}
+    limited: bool = False
     variables: dict[str, str] = {}
     name: str = ""
 
@@ -48,23 +54,21 @@ class Target(Struct, frozen=True, forbid_unknown_fields=True):
         return ROOT if self.environment == "house" else HOME / self.name
 
     @property
-    def python(self) -> Path:
-        """Its interpreter."""
-        if self.environment == "house":
-            return Path(sys.executable)
-        return HOME / self.name / ".venv" / "bin" / "python"
+    def toolchain(self) -> Toolchain:
+        """What it is written in."""
+        return TOOLCHAINS[self.environment]
 
     def filled(self, values: Mapping[str, str]) -> tuple[list[str], dict[str, str]]:
         """Command line and variables of the environment, with `values` in their places."""
         arguments = [argument.format_map(values) for argument in self.command]
         variables = {name: text.format_map(values) for name, text in self.variables.items()}
-        return [str(self.python), *arguments], variables
+        return [*self.toolchain.program(HOME / self.name), *arguments], variables
 
 
 def load(home: Path = HOME) -> dict[str, Target]:
-    """All targets by name; TargetError says which description is wrong."""
+    """All targets by name, the template left out; TargetError says which description is wrong."""
     targets = {}
-    for path in sorted(home.glob("*/target.toml")):
+    for path in sorted(home.glob("[!_]*/target.toml")):
         name = path.parent.name
         try:
             target = msgspec.toml.decode(path.read_bytes(), type=Target)
@@ -75,37 +79,18 @@ def load(home: Path = HOME) -> dict[str, Target]:
 
 
 def prepare(target: Target) -> None:
-    """Make the target's own environment with its pinned requirements, if it is not there; TargetError."""
-    if target.environment == "house":
-        return
-    home = HOME / target.name
-    environment = home / ".venv"
-    stamp = environment / "requirements.txt"
-    wanted = (home / "requirements.txt").read_text()
-    if stamp.exists() and stamp.read_text() == wanted:
-        return
-    print(f"installing {target.name}", file=sys.stderr)
-    pip = [str(target.python), "-m", "pip", "install", "--disable-pip-version-check", "--no-input"]
-    _install([sys.executable, "-m", "venv", "--clear", str(environment)], target)
-    _install([*pip, "--quiet", "-r", str(home / "requirements.txt")], target)
-    stamp.write_text(wanted)
-
-
-def _install(command: list[str], target: Target) -> None:
+    """Make the target's own environment with its pins, if it is not there; TargetError."""
     try:
-        subprocess.run(command, check=True, capture_output=True, text=True, timeout=INSTALL_TIMEOUT)
-    except subprocess.CalledProcessError as error:
-        raise TargetError(f"{target.name} cannot be installed: {error.stderr.strip()[-1000:]}") from error
-    except (OSError, subprocess.TimeoutExpired) as error:
+        target.toolchain.prepare(HOME / target.name)
+    except (ToolchainError, OSError) as error:
         raise TargetError(f"{target.name} cannot be installed: {error}") from error
 
 
 def versions(targets: Iterable[Target]) -> dict[str, dict[str, str]]:
     """The installed packages of each target."""
-    found = {}
-    for target in targets:
-        command = [str(target.python), "-m", "pip", "list", "--format=json", "--disable-pip-version-check"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-        listed = json.loads(done.stdout) if done.returncode == 0 else []
-        found[target.name] = {package["name"]: package["version"] for package in listed}
-    return found
+    return {target.name: target.toolchain.versions(HOME / target.name) for target in targets}
+
+
+def size(target: Target) -> int:
+    """Bytes that a target and what it depends on take on disk, less the interpreter."""
+    return target.toolchain.size(HOME / target.name)

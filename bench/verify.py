@@ -3,9 +3,11 @@
 Each check asks a fresh server. What it finds wrong is Unverified, in words that say what was expected.
 """
 
+import contextlib
 import json
 from collections.abc import Callable
 from datetime import datetime
+from http.client import HTTPException
 from typing import Any
 
 from msgspec import Struct
@@ -15,17 +17,39 @@ from bench.client import Answer, Client
 
 # Number of a batch that no load sends; before all others, since readings that come out of order cost more.
 _APART = -1
+# Writes of a check, the X-Request-ID they carry, and requests that a low limit lets through at once.
+_WRITES, _ID, _BURST_MIN = 3, "bench-verify-1", 20
+
+
+def _no_faults() -> list[str]:
+    return []
+
+
+def _nothing_pending() -> bool:
+    return False
 
 
 class Subject(Struct, frozen=True):
-    """A target that is checked. `rows` counts those that are committed in its database."""
+    """A target that is checked. `rows` counts those that are committed in its database.
+
+    `faults`: what is wrong with the durability of its database; `pending`: whether something that was
+    committed is not on the disk yet.
+    """
 
     client: Client
     rows: Callable[[], int]
+    url: str = ""
+    faults: Callable[[], list[str]] = _no_faults
+    pending: Callable[[], bool] = _nothing_pending
 
 
 class Unverified(Exception):
     """A target does not keep the contract."""
+
+
+def answers(subject: Subject) -> None:
+    """Anything at all."""
+    subject.client.ask("GET", "/hello", token="")
 
 
 def hello(subject: Subject) -> None:
@@ -46,14 +70,50 @@ def hello(subject: Subject) -> None:
 def write(subject: Subject) -> None:
     """POST of one reading: it is in the database when 200 comes; bad tokens and bad values store nothing."""
     client = subject.client
-    before = subject.rows()
-    for number in (1, 2):
-        answer = client.ask("POST", contract.READINGS, contract.READING)
+    before, pending = subject.rows(), 0
+    for number in range(1, _WRITES + 1):
+        answer = client.ask("POST", contract.READINGS, contract.READING, headers={"X-Request-ID": _ID})
+        pending += subject.pending()
         _accepted(answer, 1)
+        _named(answer)
+        if (found := answer.headers["x-request-id"]) != _ID:
+            raise Unverified(f"expected the X-Request-ID {_ID} that was sent, found {found}")
         _stored(subject, before + number, "after a write was answered")
+    if faults := subject.faults():
+        raise Unverified(f"expected a durable database, found {', '.join(faults)}")
+    # One may be what the database writes for itself.
+    if pending > 1:
+        raise Unverified("expected each commit on the disk when its write is answered (synchronous_commit)")
     _guarded(client, "POST", contract.READINGS, contract.READING)
-    _expect(client.ask("POST", contract.READINGS, contract.BAD_READING), 422, "for a value that is an array")
-    _stored(subject, before + 2, "after writes that were refused")
+    reader = contract.token(scopes="readings:read")
+    _expect(
+        client.ask("POST", contract.READINGS, contract.READING, token=reader), 403, "without readings:write"
+    )
+    _expect(client.ask("POST", contract.FOREIGN, contract.READING), 403, "for a device that is not granted")
+    for why, body in contract.bad_readings().items():
+        _expect(client.ask("POST", contract.READINGS, body), 422, f"for {why}")
+    _stored(subject, before + _WRITES, "after writes that were refused")
+
+
+def limited(subject: Subject) -> None:
+    """Under LOW_LIMIT a principal is refused with 429 and Retry-After, and nobody else is."""
+    client, accepted = subject.client, 0
+    before, token = subject.rows(), contract.token(subject="limited")
+    for _ in range(contract.LOW_LIMIT):
+        answer = client.ask("POST", contract.READINGS, contract.READING, token=token)
+        if answer.status != 200:
+            break
+        accepted += 1
+    _expect(answer, 429, f"within {contract.LOW_LIMIT} requests under a limit of as many a minute")
+    if accepted < _BURST_MIN:
+        raise Unverified(f"expected {_BURST_MIN} requests before the limit, found {accepted}")
+    if not answer.headers.get("retry-after", "").isdigit():
+        raise Unverified(f"expected Retry-After in seconds beside 429, found {sorted(answer.headers)}")
+    _stored(subject, before + accepted, "after a write that was over the limit")
+    other = contract.token(subject="another")
+    _expect(
+        client.ask("POST", contract.READINGS, contract.READING, token=other), 200, "for another principal"
+    )
 
 
 def batch(subject: Subject) -> None:
@@ -74,7 +134,8 @@ def batch(subject: Subject) -> None:
     if len(pointers) != 1 or not pointers[0].startswith("/0"):
         raise Unverified(f"expected the first item to be rejected, found {pointers}")
     _stored(subject, before + contract.BATCH + 1, "after a batch with one bad item")
-    _guarded(client, "POST", contract.BATCHES, body)
+    # A short one: servers may hang up on a long one before it has come.
+    _guarded(client, "POST", contract.BATCHES, mixed)
 
 
 def latest(subject: Subject) -> None:
@@ -87,10 +148,13 @@ def latest(subject: Subject) -> None:
         _accepted(client.ask("POST", contract.READINGS, body), 1)
         answer = client.ask("GET", contract.LATEST)
         _expect(answer, 200, "for GET latest")
+        _named(answer, contract.LATEST_HEADERS)
         metrics = _json(answer)["metrics"]
         found = {name: metric["value"] for name, metric in metrics.items()}
         if found != {**contract.LATEST_METRICS, "temperature": value}:
             raise Unverified(f"expected the temperature {value} right after it was written, found {found}")
+    known = {"If-None-Match": answer.headers["etag"]}
+    _expect(client.ask("GET", contract.LATEST, headers=known), 304, "for an ETag that is still good")
     _guarded(client, "GET", contract.LATEST)
 
 
@@ -98,8 +162,7 @@ def page(subject: Subject) -> None:
     """GET of a page: the readings of the range asked for, in order, and where the next page begins."""
     client = subject.client
     metric, begin = "temperature", contract.EPOCH
-    for n in range(contract.PAGE_READINGS):
-        _accepted(client.ask("POST", contract.PAGES, contract.page_reading(n)), 1)
+    _fill(client)
     following = _page(client, contract.PAGE_QUERY, contract.PAGE_FROM, contract.PAGE)
     if following is None:
         raise Unverified("expected `next`, since the range holds more than a page")
@@ -110,10 +173,26 @@ def page(subject: Subject) -> None:
     _guarded(client, "GET", contract.PAGE_QUERY)
 
 
+def _fill(client: Client) -> None:
+    """Write what pages are asked from: at once where the target takes arrays, else one by one."""
+    readings = [contract.page_reading(n) for n in range(contract.PAGE_READINGS)]
+    with contextlib.suppress(OSError, HTTPException):
+        answer = client.ask("POST", contract.PAGES, b"[" + b",".join(readings) + b"]")
+        if answer.status == 200:
+            _accepted(answer, len(readings))
+            return
+    client.close()
+    for n, reading in enumerate(readings):
+        # Not all by one principal, whose limit may be low.
+        token = contract.token(subject=f"filler-{n // _BURST_MIN}")
+        _accepted(client.ask("POST", contract.PAGES, reading, token=token), 1)
+
+
 def _page(client: Client, path: str, first: int, count: int) -> str | None:
     """Check the items of a page, `count` from number `first` on; where the next one begins."""
     answer = client.ask("GET", path)
     _expect(answer, 200, f"for GET {path}")
+    _named(answer)
     items = _json(answer)["items"]
     if len(items) != count:
         raise Unverified(f"expected {count} items of {path}, found {len(items)}")
@@ -132,6 +211,15 @@ def _guarded(client: Client, method: str, path: str, body: bytes = b"") -> None:
     """Without a good token the answer is 401."""
     for name, token in contract.bad_tokens().items():
         _expect(client.ask(method, path, body, token=token), 401, f"for {name}")
+
+
+def _named(answer: Answer, wanted: tuple[str, ...] = ()) -> None:
+    """It has the headers of the contract."""
+    missing = [name for name in (*contract.HEADERS, *wanted) if name not in answer.headers]
+    if missing:
+        raise Unverified(
+            f"expected the headers {', '.join(missing)}, found {', '.join(sorted(answer.headers))}"
+        )
 
 
 def _accepted(answer: Answer, count: int) -> None:

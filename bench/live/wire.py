@@ -22,11 +22,12 @@ _GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 _HEAD_END = b"\r\n\r\n"
 
 
-def upgrade(token: str) -> tuple[bytes, bytes]:
-    """An opening handshake, and the value of Sec-WebSocket-Accept that must come back."""
+def upgrade(token: str, path: str = STREAM) -> tuple[bytes, bytes]:
+    """An opening handshake ("": without a token), and the Sec-WebSocket-Accept that must come back."""
     key = base64.b64encode(os.urandom(16))
+    authorization = f"Authorization: Bearer {token}\r\n" if token else ""
     head = (
-        f"GET {STREAM} HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {token}\r\nUpgrade: websocket\r\n"
+        f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n{authorization}Upgrade: websocket\r\n"
         "Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: "
     ).encode()
     wanted = base64.b64encode(hashlib.sha1(key + _GUID, usedforsecurity=False).digest())
@@ -42,8 +43,12 @@ def events(token: str) -> bytes:
 
 
 def command(**fields: object) -> bytes:
+    """A masked text frame of an object."""
+    return masked(json.dumps(fields, separators=(",", ":")).encode())
+
+
+def masked(payload: bytes) -> bytes:
     """A masked text frame. The mask is zero, which the receiver cannot tell from another one's cost."""
-    payload = json.dumps(fields, separators=(",", ":")).encode()
     size = len(payload)
     if size < 126:
         return struct.pack("!BBI", TEXT, 0x80 | size, 0) + payload

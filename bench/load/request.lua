@@ -1,8 +1,12 @@
 -- wrk: the request that the environment describes, BENCH_METHOD with the token BENCH_TOKEN and the body
--- of the file BENCH_BODY (each may be empty). BENCH_COLD=1 gives each request an X-Request-ID of its own.
+-- of the file BENCH_BODY (each may be empty). BENCH_COLD=1 gives each request an X-Request-ID of its own,
+-- BENCH_CLOSES=1 a connection of its own.
 wrk.method = os.getenv("BENCH_METHOD")
 if os.getenv("BENCH_TOKEN") ~= "" then
    wrk.headers["Authorization"] = "Bearer " .. os.getenv("BENCH_TOKEN")
+end
+if os.getenv("BENCH_CLOSES") == "1" then
+   wrk.headers["Connection"] = "close"
 end
 if os.getenv("BENCH_BODY") ~= "" then
    local file = assert(io.open(os.getenv("BENCH_BODY"), "rb"))

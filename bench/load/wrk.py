@@ -19,6 +19,9 @@ _SPEED = re.compile(r"^Requests/sec:\s+([0-9.]+)", re.MULTILINE)
 _COUNT = re.compile(r"^\s*([0-9]+) requests in ([0-9.]+)(us|ms|s|m|h)", re.MULTILINE)
 _PERCENTILE = re.compile(r"^\s*(50|99)%\s+([0-9.]+)(us|ms|s|m)\s*$", re.MULTILINE)
 _BAD = re.compile(r"^\s*((?:Non-2xx or 3xx responses|Socket errors): .*)$", re.MULTILINE)
+_ERRORS = re.compile(r"^\s*Non-2xx or 3xx responses: ([0-9]+)$", re.MULTILINE)
+# What wrk counts as an error.
+REFUSED = 400
 _MILLISECONDS = {"us": 0.001, "ms": 1.0, "s": 1000.0, "m": 60_000.0, "h": 3_600_000.0}
 
 
@@ -36,7 +39,11 @@ class Closed(Struct, frozen=True):
 
 
 class Ask(Struct, frozen=True):
-    """The request of a load. `cold`: each has a head of its own; `batches`: 1,000 readings of its own."""
+    """The request of a load. `cold`: each has a head of its own; `batches`: 1,000 readings of its own.
+
+    `closes`: each has a connection of its own. `status`: of every answer; one that is not 200 has to be at
+    least 400, which wrk counts without telling them apart.
+    """
 
     method: str = "GET"
     path: str = "/"
@@ -44,6 +51,8 @@ class Ask(Struct, frozen=True):
     token: str = ""
     cold: bool = False
     batches: bool = False
+    closes: bool = False
+    status: int = 200
 
 
 def run(url: str, ask: Ask, connections: int, seconds: int, first: int = 0) -> Closed:
@@ -56,6 +65,7 @@ def run(url: str, ask: Ask, connections: int, seconds: int, first: int = 0) -> C
             "BENCH_TOKEN": ask.token,
             "BENCH_BODY": body.name if ask.body else "",
             "BENCH_COLD": "1" if ask.cold else "0",
+            "BENCH_CLOSES": "1" if ask.closes else "0",
             "BENCH_FIRST": str(first),
             "BENCH_EPOCH": str(EPOCH),
         }
@@ -72,13 +82,17 @@ def run(url: str, ask: Ask, connections: int, seconds: int, first: int = 0) -> C
         )
     if done.returncode:
         raise Void(f"wrk ended with {done.returncode}: {done.stderr.strip()[-500:]}")
-    return read(done.stdout)
+    return read(done.stdout, refused=ask.status >= REFUSED)
 
 
-def read(output: str) -> Closed:
-    """What wrk says; Void if there were errors, or nothing was answered."""
+def read(output: str, *, refused: bool = False) -> Closed:
+    """What wrk says; Void if there were errors, or nothing was answered.
+
+    `refused`: every answer has to be an error, and is none.
+    """
     bad = _BAD.search(output)
-    if bad is not None:
+    errors = _ERRORS.search(output) if refused else None
+    if bad is not None and (errors is None or "Socket errors" in output):
         raise Void(bad[1])
     speed, count = _SPEED.search(output), _COUNT.search(output)
     tail = {found[1]: float(found[2]) * _MILLISECONDS[found[3]] for found in _PERCENTILE.finditer(output)}
@@ -86,4 +100,6 @@ def read(output: str) -> Closed:
         raise Void(f"wrk says something unexpected:\n{output}")
     if int(count[1]) == 0:
         raise Void("nothing was answered")
+    if refused and (errors is None or int(errors[1]) != int(count[1])):
+        raise Void(f"expected {count[1]} requests to be refused, found {errors[1] if errors else 0}")
     return Closed(int(count[1]), float(speed[1]), tail["50"], tail["99"])

@@ -1,11 +1,13 @@
 """Targets are described wholly, pinned, and end with the bench whatever they do."""
 
+import json
 import os
 import re
 from pathlib import Path
 
 import pytest
 
+from bench.acceptance import absent
 from bench.cells import measure
 from bench.musts import DEADLINES, MUSTS
 from bench.processes import running
@@ -44,12 +46,35 @@ def test_what_must_be_reached_is_measured() -> None:
 
 
 @pytest.mark.parametrize("name", [n for n, target in load().items() if target.environment == "own"])
-def test_a_target_pins_what_it_needs_and_shares_no_code_with_the_gate(name: str) -> None:
+def test_a_target_pins_what_it_needs(name: str) -> None:
     pins = (HOME / name / "requirements.txt").read_text().splitlines()
     assert pins
-    assert all(re.fullmatch(r"[a-z0-9-]+==[0-9.]+", pin) for pin in pins)
-    code = (HOME / name / "app.py").read_text()
-    assert not re.search(r"^\s*(import|from) (server|handlers|auth|storage|bench)\b", code, re.MULTILINE)
+    assert all(re.fullmatch(r"[a-z0-9-]+==[0-9.]+(post[0-9]+)?", pin) for pin in pins)
+
+
+@pytest.mark.parametrize("name", [n for n, target in load().items() if target.environment == "node"])
+def test_a_target_of_node_is_pinned_by_its_lock_file(name: str) -> None:
+    wanted = json.loads((HOME / name / "package.json").read_text())["dependencies"]
+    locked = json.loads((HOME / name / "package-lock.json").read_text())["packages"]
+    assert wanted
+    for package, version in wanted.items():
+        assert locked[f"node_modules/{package}"]["version"] == version
+
+
+def test_targets_share_no_code_with_the_gate() -> None:
+    sources = [path for path in HOME.glob("*/*.py") if path.is_file()]
+    assert len(sources) > 20
+    gate = re.compile(r"^\s*(import|from) (server|handlers|auth|storage|bench)\b", re.MULTILINE)
+    assert [str(path) for path in sources if gate.search(path.read_text())] == []
+
+
+def test_a_target_says_why_it_takes_no_part() -> None:
+    for target in load().values():
+        assert not set(target.cannot) & set(target.scenarios)
+        assert all(target.cannot.values())
+        assert set(target.cannot) <= set(SCENARIOS)
+        if target.limited:
+            assert absent(target) == [], target.name
 
 
 def test_a_misspelt_field_is_refused_with_its_file(tmp_path: Path) -> None:

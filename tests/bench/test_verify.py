@@ -1,15 +1,16 @@
 """No target is measured that does not keep the contract: every cheat that we could think of is caught."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from bench.cells import check
-from bench.processes import running
+from bench import servers, verify
+from bench.acceptance import examine
 from bench.scenarios import SCENARIOS
 from bench.targets import load
 from bench.verify import Unverified
-from tests.bench.planted import planted
+from tests.bench.planted import planted, planted_postgres
 
 CHEATS = [
     ("hello", "wrong body", 'expected the body {"ok": true}'),
@@ -23,6 +24,15 @@ CHEATS = [
     ("write", "takes unsigned tokens", "expected 401 for an unsigned token"),
     ("write", "no validation", "expected 422"),
     ("write", "stores what it refuses", "after writes that were refused"),
+    ("write", "no headers", "expected the headers x-request-id, ratelimit, ratelimit-policy"),
+    ("write", "makes ids up", "expected the X-Request-ID bench-verify-1 that was sent"),
+    ("write", "no scopes", "expected 403 without readings:write"),
+    ("write", "no grants", "expected 403 for a device that is not granted"),
+    ("write", "takes large numbers", "expected 422 for a number beyond 2**53"),
+    ("write", "takes long texts", "expected 422 for a text of 1,025 characters"),
+    ("write", "takes unknown fields", "expected 422 for an unknown field"),
+    ("latest", "no ETag", "expected the headers etag, cache-control, vary"),
+    ("latest", "knows no ETag", "expected 304 for an ETag that is still good"),
     ("batch", "stores nothing", "rows in the database after a batch was answered"),
     ("batch", "calls duplicates accepted", "expected 1000 duplicates"),
     ("batch", "no validation", "expected 1 accepted"),
@@ -51,8 +61,59 @@ def test_a_cheat_is_caught(tmp_path: Path, scenario: str, fault: str, complaint:
     assert complaint in str(caught.value)
 
 
-def test_the_gate_itself_is_verified() -> None:
-    with running(load()["tidegate"]) as server:
-        for scenario in ("write", "latest", "batch", "page"):
-            check(SCENARIOS[scenario], server)
-        assert server.cpu() > 0
+def test_a_target_that_limits_its_principals_is_verified(tmp_path: Path) -> None:
+    with planted(tmp_path / "planted.db", limit=60) as subject:
+        verify.limited(subject)
+
+
+@pytest.mark.parametrize(
+    ("fault", "limit", "complaint"),
+    [
+        ("no limit", 60, "expected 429 within 600 requests"),
+        ("", 3, "expected 20 requests before the limit, found 3"),
+        ("no Retry-After", 60, "expected Retry-After"),
+        ("one limit for all", 60, "expected 200 for another principal"),
+        ("stores what is over the limit", 60, "after a write that was over the limit"),
+    ],
+)
+def test_a_wrong_limit_is_caught(tmp_path: Path, fault: str, limit: int, complaint: str) -> None:
+    with planted(tmp_path / "planted.db", fault, limit) as subject, pytest.raises(Unverified) as caught:
+        verify.limited(subject)
+    assert complaint in str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def durable_postgresql() -> Iterator[str]:
+    """PostgreSQL as the targets get it."""
+    with servers.postgresql() as backing:
+        yield backing.url
+
+
+@pytest.mark.system
+def test_a_target_on_postgresql_is_verified(durable_postgresql: str) -> None:
+    with planted_postgres(durable_postgresql) as subject:
+        verify.write(subject)
+
+
+@pytest.mark.system
+@pytest.mark.parametrize(
+    ("fault", "complaint"),
+    [
+        ("no authentication", "expected 401 for no token"),
+        ("answers before it stores", "rows in the database after a write was answered"),
+        ("commits asynchronously", "expected each commit on the disk"),
+        ("an unlogged table", "no durable table readings"),
+        ("a database without synchronous_commit", "synchronous_commit = off"),
+    ],
+)
+def test_a_cheat_on_postgresql_is_caught(durable_postgresql: str, fault: str, complaint: str) -> None:
+    with planted_postgres(durable_postgresql, fault) as subject, pytest.raises(Unverified) as caught:
+        verify.write(subject)
+    assert complaint in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["tidegate", pytest.param("tidegate_postgres", marks=pytest.mark.system)])
+def test_the_gate_itself_is_verified(name: str) -> None:
+    findings = list(examine(load()[name]))
+    assert len(findings) >= 6
+    assert [str(finding) for finding in findings if finding.complaint] == []

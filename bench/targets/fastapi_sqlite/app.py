@@ -6,6 +6,7 @@ thread reads by a connection of its own.
 """
 
 import os
+import secrets
 import sqlite3
 import threading
 import time
@@ -15,11 +16,14 @@ from typing import Annotated, Any, Literal
 
 import jwt
 from fastapi import Depends, FastAPI, Header, HTTPException, Query, Request, Response
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, StrictInt, StrictStr
 
 SECRET = os.environ["BENCH_SECRET"]
 DATABASE = os.environ["BENCH_DATA"] + "/bench.db"
-LIMIT = 100_000_000
+# Requests per minute of a principal.
+LIMIT = int(os.environ["BENCH_LIMIT"])
+INTERVAL, BURST = 60 / LIMIT, max(1, LIMIT // 10)
+DEPTH = BURST * INTERVAL
 
 app = FastAPI(openapi_url=None)
 lock = threading.Lock()
@@ -33,7 +37,18 @@ database.execute(
 )
 buckets: dict[str, float] = {}
 
-Value = StrictBool | StrictInt | StrictFloat | Annotated[StrictStr, Field(max_length=1024)]
+
+
+def real(value: object) -> object:
+    """pydantic would take an integer that is out of range for a float."""
+    if not isinstance(value, float):
+        raise ValueError("expected a float")
+    return value
+
+
+Number = Annotated[StrictInt, Field(ge=-(2**53), le=2**53)]
+Real = Annotated[float, BeforeValidator(real), Field(allow_inf_nan=False)]
+Value = StrictBool | Number | Real | Annotated[StrictStr, Field(max_length=1024)]
 
 
 class Reading(BaseModel):
@@ -64,7 +79,12 @@ class Page(BaseModel):
 def principal(scope: str) -> Callable[..., dict[str, Any]]:
     """A dependency: the verified token, with that scope and a grant for the device, under its limit."""
 
-    def verified(device: str, authorization: Annotated[str, Header()] = "") -> dict[str, Any]:
+    def verified(
+        device: str,
+        response: Response,
+        authorization: Annotated[str, Header()] = "",
+        x_request_id: Annotated[str, Header(max_length=128)] = "",
+    ) -> dict[str, Any]:
         try:
             claims: dict[str, Any] = jwt.decode(
                 authorization.removeprefix("Bearer "),
@@ -79,13 +99,17 @@ def principal(scope: str) -> Callable[..., dict[str, Any]]:
         if scope not in claims["scope"].split():
             raise HTTPException(403)
         if not any(device.startswith(pattern.removesuffix(">")) for pattern in claims["devices"]):
-            raise HTTPException(404)
+            raise HTTPException(403 if scope.endswith(":write") else 404)
         # GCRA, as in Tidegate.
-        now, interval = time.monotonic(), 60 / LIMIT
-        arrival = max(buckets.get(claims["sub"], now), now) + interval
-        if arrival - now > 6:
-            raise HTTPException(429)
+        now = time.monotonic()
+        arrival = max(buckets.get(claims["sub"], now), now) + INTERVAL
+        fill = arrival - now
+        if fill > DEPTH:
+            raise HTTPException(429, headers={"Retry-After": str(int(fill - DEPTH) + 1)})
         buckets[claims["sub"]] = arrival
+        response.headers["X-Request-ID"] = x_request_id or secrets.token_hex(16)
+        response.headers["RateLimit-Policy"] = f'"requests";q={LIMIT};w=60'
+        response.headers["RateLimit"] = f'"requests";r={int((DEPTH - fill) / INTERVAL)};t={int(fill) + 1}'
         return claims
 
     return verified

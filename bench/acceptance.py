@@ -1,0 +1,102 @@
+"""Whether a target keeps the contract: every check of its scenarios, on one process of it, and the limit.
+
+A measurement verifies again, a fresh process for its one scenario; here all is asked of one.
+"""
+
+import functools
+from collections.abc import Callable, Iterator
+
+from msgspec import Struct
+
+from bench import cells, contract
+from bench.live.cells import check as check_live
+from bench.live.scenarios import LIVE, Scenario
+from bench.processes import Server, running
+from bench.scenarios import SCENARIOS
+from bench.targets import Target, TargetError
+from bench.verify import Unverified
+
+LIMIT = "limit"
+# Scenarios that a target which keeps the contract takes part in, or says why not.
+EXPECTED = (
+    "hello",
+    "hello-new",
+    "latest",
+    "write",
+    "batch",
+    "page",
+    "rejected-token",
+    "rejected-body",
+    "ws-echo",
+    "memory-idle",
+    "start",
+    "size",
+)
+
+
+class Finding(Struct, frozen=True):
+    """What came of one check: the scenarios that it is for, and what is wrong ("" if nothing)."""
+
+    scenarios: tuple[str, ...]
+    complaint: str = ""
+
+    def __str__(self) -> str:
+        return f"{', '.join(self.scenarios)}: {self.complaint or 'good'}"
+
+
+def examine(target: Target) -> Iterator[Finding]:
+    """Check all that a target says it does, and its limit; TargetError if it does not start."""
+    if target.kind == "loop":
+        return
+    streams = any(name in LIVE for name in target.scenarios)
+    # All but the streams ask so little that they stay below the low limit, which spares a start.
+    together = target.limited and not streams
+    with running(target, contract.LOW_LIMIT if together else contract.LIMIT) as server:
+        for names, check in _checks(target):
+            yield Finding(names, _complaint(functools.partial(check, server)))
+        if together:
+            yield _limit(server)
+    if "write" in target.scenarios and not target.limited:
+        yield Finding((LIMIT,), "expected `limited = true` in target.toml, and 429 beyond {limit} a minute")
+    if target.limited and not together:
+        with running(target, contract.LOW_LIMIT) as server:
+            yield _limit(server)
+
+
+def _limit(server: Server) -> Finding:
+    return Finding((LIMIT,), _complaint(functools.partial(cells.check_limit, server)))
+
+
+def absent(target: Target) -> list[str]:
+    """The scenarios of requests that a target neither takes part in nor gives a reason for."""
+    told = {*target.scenarios, *target.cannot}
+    return [name for name in EXPECTED if name not in told]
+
+
+def _checks(target: Target) -> list[tuple[tuple[str, ...], Callable[[Server], None]]]:
+    """Each different check once, with the scenarios that share it."""
+    shared: dict[object, list[str]] = {}
+    for name in target.scenarios:
+        if name in SCENARIOS:
+            shared.setdefault(SCENARIOS[name].check, []).append(name)
+    requests = [
+        (tuple(names), functools.partial(cells.check, SCENARIOS[names[0]])) for names in shared.values()
+    ]
+    streams = [
+        ((name,), functools.partial(_check_stream, LIVE[name])) for name in target.scenarios if name in LIVE
+    ]
+    return [*requests, *streams]
+
+
+def _check_stream(scenario: Scenario, server: Server) -> None:
+    check_live(scenario, server.url)
+
+
+def _complaint(check: Callable[[], None]) -> str:
+    try:
+        check()
+    except (Unverified, TargetError) as error:
+        return str(error)
+    except OSError as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
