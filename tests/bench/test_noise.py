@@ -4,7 +4,7 @@ import math
 import random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench.noise import LEVEL, bootstrap, change, permutation
@@ -57,7 +57,8 @@ def test_a_change_that_is_there_is_shown_with_its_factor() -> None:
     assert found.least_p == 2 / math.comb(10, 5)
 
 
-def test_noise_is_rarely_called_a_change() -> None:
+def test_noise_is_rarely_called_a_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bench.noise.RESAMPLES", 400)
     draw = random.Random(2026)
     runs = 200
     shown = 0
@@ -82,6 +83,7 @@ def test_without_values_there_is_no_change() -> None:
     assert change([1.0, 0.0], [1.0]) is None
 
 
+@settings(max_examples=20)
 @given(VALUES)
 def test_a_run_beside_itself_has_not_changed(values: list[float]) -> None:
     found = change(values, values)
@@ -90,6 +92,7 @@ def test_a_run_beside_itself_has_not_changed(values: list[float]) -> None:
     assert not found.shown
 
 
+@settings(max_examples=20)
 @given(VALUES, VALUES)
 def test_backwards_the_factor_is_the_reciprocal(old: list[float], new: list[float]) -> None:
     there, back = change(old, new), change(new, old)

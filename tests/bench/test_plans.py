@@ -25,7 +25,7 @@ def test_a_full_run_asks_the_chosen_everything_and_all_others_hello_and_write() 
     assert set(plans.CHOSEN) <= set(KNOWN)
     for target in plans.CHOSEN:
         assert by_target[target] == set(plans.EIGHT), target
-    assert by_target[plans.HOUSE] == set(plans.EIGHT) - {"hello"}
+    assert by_target[plans.HOUSE] == {*plans.EIGHT, *plans.OPEN} - {"hello"}
     others = set(by_target) - {*plans.CHOSEN, plans.HOUSE, "bare_sqlite"}
     assert by_target["raw_constant"] == {"hello", "hello-ceiling"}
     assert all(by_target[target] <= set(plans.ALL) for target in others - {"raw_constant"})
