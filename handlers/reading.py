@@ -15,7 +15,7 @@ from handlers.schemas import LatestOut, LogItem, LogOut, RangeItem, SampleOut, r
 from handlers.times import Stamp, Stamps, column
 from storage.cache import LatestCache
 from storage.devices import Devices
-from storage.log import InvalidPosition, Log, Position, Range, RangePage, parse_position
+from storage.log import InvalidPosition, Log, LogState, Position, Range, RangePage, parse_position
 from storage.models import FUNCTIONS, TS_END, Bucket, Latest, Reading, Verdict
 from storage.patterns import Selection
 
@@ -96,18 +96,16 @@ class Readings:
             return self._buckets(head, span, every)
         if "fn" in query:
             raise parameters.invalid("fn", "expected together with every")
-        stamps, log_state, read = column(stamp(head)), self._log.state, self._log.range
+        stamps, refresh, read = column(stamp(head)), self._log.refresh, self._log.range
         if head.accept in (Media.CSV, Media.NDJSON):
             columns = ("offset", "metric", "ts", "value")
-            return self._export(
-                head, device, columns, lambda: self._range_pages(span, log_state().head, stamps)
-            )
+            return self._export(head, device, columns, lambda: self._range_pages(span, stamps))
         limit = parameters.limit(query)
         after = cursor(query, tuple[_Place, _Place])
         show = pages(head)
 
         async def answer(_: Request) -> Response:
-            found = await read(span, after, log_state().head, limit + 1)
+            found = await read(span, after, (await refresh()).head, limit + 1)
             items = _range_items(found, stamps)
             if len(items) <= limit:
                 return show(items, None)
@@ -115,8 +113,8 @@ class Readings:
 
         return answer
 
-    async def _range_pages(self, span: Range, until: int, stamps: Stamps) -> AsyncIterator[list[RangeItem]]:
-        after = None
+    async def _range_pages(self, span: Range, stamps: Stamps) -> AsyncIterator[list[RangeItem]]:
+        after, until = None, (await self._log.refresh()).head
         while (found := await self._log.range(span, after, until, EXPORT_ROWS)).offsets:
             yield _range_items(found, stamps)
             after = found.times[-1], found.offsets[-1]
@@ -173,8 +171,10 @@ class Readings:
 
     async def log(self, request: Request) -> Response:
         """`GET /v1/readings`: the log in order, from a position."""
-        wanted, stamps, state = selection(request.head), column(stamp(request.head)), self._log.state()
-        offset = self._since(parameters.one(request.head.query, "since"))
+        wanted, stamps = selection(request.head), column(stamp(request.head))
+        # Another process may have shown a position that this one has not heard of.
+        state = await self._log.refresh()
+        offset = _since(parameters.one(request.head.query, "since"), state)
         if request.head.accept in (Media.CSV, Media.NDJSON):
             found_all = self._log_pages(offset, state.head, wanted, stamps)
             return export(request.head.accept, found_all, ("offset", "device", "metric", "ts", "value"))
@@ -185,25 +185,6 @@ class Readings:
         end = found.scanned >= self._log.state().head
         return respond(request.head.accept, LogOut(items, str(after), end))
 
-    def _since(self, text: str | None) -> int:
-        """The offset to continue from; 410 if that cannot be served."""
-        state = self._log.state()
-        if text is None or text == "earliest":
-            return state.floor
-        try:
-            position = parse_position(text)
-        except InvalidPosition as error:
-            raise parameters.invalid("since", f"{error}; or earliest") from error
-        verdict = state.judge(position)
-        if verdict is not Verdict.OK:
-            reason = _REASONS[verdict]
-            raise Problem(
-                "position_gone",
-                f"the log cannot be continued from {text}: {reason}",
-                members={"reason": reason},
-            )
-        return position.offset
-
     async def _log_pages(
         self, offset: int, until: int, wanted: Selection, stamps: Stamps
     ) -> AsyncIterator[list[LogItem]]:
@@ -212,6 +193,25 @@ class Readings:
             offset = found.scanned
             if found.readings:
                 yield _log_items(found.readings, stamps)
+
+
+def _since(text: str | None, state: LogState) -> int:
+    """The offset to continue from; 410 if that cannot be served."""
+    if text is None or text == "earliest":
+        return state.floor
+    try:
+        position = parse_position(text)
+    except InvalidPosition as error:
+        raise parameters.invalid("since", f"{error}; or earliest") from error
+    verdict = state.judge(position)
+    if verdict is not Verdict.OK:
+        reason = _REASONS[verdict]
+        raise Problem(
+            "position_gone",
+            f"the log cannot be continued from {text}: {reason}",
+            members={"reason": reason},
+        )
+    return position.offset
 
 
 def matches(condition: str, etag: str) -> bool:

@@ -255,6 +255,8 @@ class Gate:
                 self.cache.forget(device, offset)
             case CacheCleared():
                 self.cache.clear()
+                # Batches may have been missed too.
+                self.live.healer.suspect()
 
     def _forget(self, device: str) -> None:
         head = self.engine.state().head

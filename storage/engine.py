@@ -5,7 +5,7 @@ from typing import Protocol
 from storage.accounts import Accounts
 from storage.commit import Appender
 from storage.devices import Devices
-from storage.log import Log, LogState
+from storage.log import Log
 
 
 class Engine(Log, Devices, Accounts, Appender, Protocol):
@@ -15,9 +15,6 @@ class Engine(Log, Devices, Accounts, Appender, Protocol):
     """
 
     migrated: list[str]
-
-    async def refresh(self) -> LogState:
-        """Where the log stands in the database now, others' commits included. Unavailable, Timeout."""
 
     async def sweep(self, oldest: int) -> None:
         """Remove readings of deleted devices, and those with a ts before `oldest` (0: none)."""

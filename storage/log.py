@@ -91,7 +91,10 @@ class Log(Protocol):
     """
 
     def state(self) -> LogState:
-        """Epoch, head and floor as of the last commit; no wait."""
+        """Epoch, head and floor as of the last commit or `refresh` of this process; no wait."""
+
+    async def refresh(self) -> LogState:
+        """Where the log stands in the database now, others' commits included."""
 
     async def read_from(self, offset: int, until: int, limit: int, selection: Selection) -> LogPage:
         """Readings after `offset` up to and including `until`, in log order, at most `limit`.

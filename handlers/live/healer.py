@@ -4,11 +4,10 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable
-from typing import Protocol
 
 from handlers.hub import Hub
 from storage.errors import StorageError
-from storage.log import Log, LogState
+from storage.log import Log
 from storage.models import Batch
 from storage.patterns import Selection, parse_pattern
 
@@ -26,13 +25,6 @@ REST = 0.25
 PAGE = 500
 
 
-class Source(Log, Protocol):
-    """A log that others write to."""
-
-    async def refresh(self) -> LogState:
-        """See storage.engine.Engine."""
-
-
 class Healer:
     """Compares the hub with the log, and fills its gaps out of the log. `healed`: readings that the hub got
     this way; `skipped`: offsets that it passed over because nobody followed.
@@ -44,7 +36,7 @@ class Healer:
     def __init__(
         self,
         hub: Hub,
-        log: Source,
+        log: Log,
         *,
         told: Callable[[], bool],
         found: Callable[[Batch], None],

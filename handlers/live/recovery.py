@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 from handlers.hub import Hub
 from handlers.live.follower import Follower
-from handlers.live.healer import Healer, Source
+from handlers.live.healer import Healer
 from handlers.live.subscription import Subscription
 from storage.errors import StorageError
-from storage.log import InvalidPosition, LogState, parse_position
+from storage.log import InvalidPosition, Log, LogState, parse_position
 from storage.models import Reading, Verdict
 from storage.patterns import Selection
 
@@ -59,7 +59,7 @@ class Recoveries:
     `counts`: by verdict (recovered, or a reason) and source (memory, database, none).
     """
 
-    def __init__(self, hub: Hub, log: Source, healer: Healer, patience: float = PATIENCE) -> None:
+    def __init__(self, hub: Hub, log: Log, healer: Healer, patience: float = PATIENCE) -> None:
         self._hub = hub
         self._source = log
         self._healer = healer

@@ -24,12 +24,13 @@ from handlers.hub import Hub
 from handlers.live import follower, recovery, wires
 from handlers.live.follower import Follower
 from handlers.live.gap import Gap
-from handlers.live.healer import Healer, Source
+from handlers.live.healer import Healer
 from handlers.live.recovery import Recoveries
 from handlers.live.streams import LiveStream, Streams
 from handlers.live.wires import Wires
 from handlers.sse import EventStreams
 from handlers.websocket import WebSockets
+from storage import log as logs
 from storage.log import LogPage, LogState
 from storage.models import Batch, Latest, Reading, Sample
 from storage.patterns import Selection, parse_pattern
@@ -158,7 +159,7 @@ class World:
         self.hub.gap = Gap(lambda: self.time, EARLY)
         self.hub.replaced = self._replaced
         self.log = JournalLog(self.journal)
-        log = cast("Source", self.log)
+        log = cast("logs.Log", self.log)
         self.healer = Healer(self.hub, log, told=lambda: True, found=lambda _: None, passed=lambda: None)
         self.recoveries = Recoveries(self.hub, log, self.healer)
         verifier = cast("TokenVerifier", type("Verifier", (), {"generation": 0}))

@@ -114,3 +114,23 @@ async def test_a_frozen_redis_slows_nobody(tmp_path: Path, postgres_url: str) ->
             assert await shows(two, 39) < 5
         finally:
             server.thaw()
+
+
+async def test_ranges_and_the_log_show_on_every_node_what_was_answered_on_another(
+    tmp_path: Path, postgres_url: str
+) -> None:
+    """Also before this node has heard of it: a position of another node is neither gone nor ahead."""
+    async with nodes(tmp_path, postgres_url, "") as (one, two):
+        for value in range(20):
+            written = await one.write("acme.boiler", {"metric": "t", "ts": 1000 + value, "value": value})
+            position = written.json["position"]
+            newest = await two.get("/v1/devices/acme.boiler/readings?order=desc&limit=1")
+            assert [item["value"] for item in newest.json["items"]] == [value]
+            exported = await two.get(
+                "/v1/devices/acme.boiler/readings", headers={"Accept": "application/x-ndjson"}
+            )
+            assert len(exported.body.splitlines()) == value + 1
+            log = await two.get(f"/v1/readings?since={position}")
+            assert (log.status, log.json["items"], log.json["end"]) == (200, [], True)
+            log = await two.get("/v1/readings?since=earliest&limit=1000")
+            assert (len(log.json["items"]), log.json["next"]) == (value + 1, position)

@@ -16,11 +16,12 @@ from handlers.live import healer as healing
 from handlers.live.filters import Filter
 from handlers.live.follower import Follower, Owner
 from handlers.live.gap import Gap
-from handlers.live.healer import Healer, Source
+from handlers.live.healer import Healer
 from handlers.live.subscription import Overflow, Subscription
 from handlers.live.window import READING_SIZE
 from handlers.live.wires import JsonFrames
 from handlers.times import to_us
+from storage import log as logs
 from storage.errors import Unavailable
 from storage.log import LogPage, LogState
 from storage.models import Batch, Reading
@@ -140,7 +141,7 @@ class Node:
         self.passed = 0
         self.healer = Healer(
             self.hub,
-            cast("Source", log),
+            cast("logs.Log", log),
             told=lambda: self.told,
             found=lambda batch: self.found.append(batch.last),
             passed=self._pass,
