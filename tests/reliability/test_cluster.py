@@ -186,15 +186,19 @@ async def _run(cluster: Cluster, scale: Scale) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    "packets",
+    [pytest.param(False, id="direct"), pytest.param(True, id="pgbouncer", marks=pytest.mark.system)],
+)
 async def test_nothing_is_lost_or_doubled_over_two_nodes_though_their_parts_die(
-    tmp_path: Path, request: pytest.FixtureRequest, long: bool
+    tmp_path: Path, packets: bool, long: bool
 ) -> None:
-    """With --system packets are dropped too, and one node reaches PostgreSQL through pgbouncer."""
+    """With `packets` some are dropped too, and one node reaches PostgreSQL through pgbouncer."""
     async with contextlib.AsyncExitStack() as stack:
         database = await stack.enter_async_context(postgres(tmp_path))
         server = await stack.enter_async_context(redis(tmp_path))
         bouncer = None
-        if request.config.getoption("--system"):
+        if packets:
             bouncer = await stack.enter_async_context(pgbouncer(database, tmp_path))
         ports = [free_port(), free_port()]
         cluster = await stack.enter_async_context(run_cluster(tmp_path, database, server, ports, bouncer))
