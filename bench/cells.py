@@ -13,9 +13,11 @@ from msgspec import Struct
 
 from bench import contract, disk, targets, verify
 from bench.client import Client
-from bench.environment import CoreWatch
+from bench.environment import Cores, CoreWatch, group_cpu
 from bench.live import memory
+from bench.load import curve as offered
 from bench.load import echo, open_loop, wrk
+from bench.load.open_loop import Open
 from bench.load.wrk import Ask, Void
 from bench.processes import Server, run_loop, running
 from bench.results import Cell, Figures
@@ -24,7 +26,7 @@ from bench.targets import Target, TargetError
 
 # Number of the first batch of the warm-up, and of what is measured.
 _WARM_UP_FIRST, _FIRST = 0, 1_000_000
-_MILLISECONDS = 1_000
+_MILLISECONDS, _MICROSECONDS = 1_000, 1_000_000
 # Seconds between two looks at the memory of a server under load.
 _LOOKS = 0.2
 # Requests per second that the open loop plans at most, and between two steps of the search for its ceiling.
@@ -40,15 +42,21 @@ class Loop(Struct, frozen=True):
     readings: int = 1
 
 
-def measure(round: int, scenario: Scenario, target: Target, warm_up: int, seconds: int) -> Cell:
-    """Measure; a cell that went wrong is void and says why."""
+def measure(
+    round: int, scenario: Scenario, target: Target, warm_up: int, seconds: int, curve: bool = False
+) -> Cell:
+    """Measure; a cell that went wrong is void and says why. `curve`: also latency against offered load."""
 
     def figures() -> Figures:
         if target.kind == "loop":
             return _loop(scenario, target, warm_up, seconds)
         with running(target) as server:
+            idle = _memory(server)
             check(scenario, server)
-            return _served(scenario, server, warm_up, seconds)
+            found = _served(scenario, server, warm_up, seconds, curve)
+            return msgspec.structs.replace(
+                found, start_ms=server.start * _MILLISECONDS, idle_mib=idle, loaded_mib=_memory(server)
+            )
 
     return cell(round, scenario.name, target, figures)
 
@@ -96,7 +104,7 @@ def _ask(checked: Callable[[verify.Subject], None], server: Server) -> None:
         client.close()
 
 
-def _served(scenario: Scenario, server: Server, warm_up: int, seconds: int) -> Figures:
+def _served(scenario: Scenario, server: Server, warm_up: int, seconds: int, curve: bool) -> Figures:
     if scenario.load in _AT_ONCE:
         return Figures(_AT_ONCE[scenario.load](server))
     if scenario.load == "echo":
@@ -108,29 +116,53 @@ def _served(scenario: Scenario, server: Server, warm_up: int, seconds: int) -> F
     if scenario.load == "memory-loaded":
         return _loaded(scenario, server, ask, seconds)
     syncs = _syncs(scenario)
-    before, watch = server.rows(), CoreWatch(server.cpu)
+    before, meter = server.rows(), Meter(server)
     closed = wrk.run(server.url, ask, scenario.connections, seconds, _FIRST)
-    cores = watch.read()
+    cpu, beside, cores = meter.read(closed.requests * scenario.readings)
     _still_refused(scenario, server)
     answered = closed.requests * scenario.readings
-    opened = None
-    if scenario.load == "open":
-        request = _request(ask)
-        opened = open_loop.run(
-            server.url, request, scenario.connections, seconds, min(closed.rate / 2, RATE_MAX)
-        )
-        answered += opened.requests
+
+    def at(rate: float, seconds: float) -> Open:
+        return open_loop.run(server.url, _request(ask), scenario.connections, seconds, rate)
+
+    half = at(min(closed.rate / 2, RATE_MAX), seconds) if scenario.load == "open" else None
+    steps = offered.measure(at, closed.rate, seconds) if curve and can_curve(scenario) else []
+    answered += sum(each.requests for each in (*steps, *([half] if half else [])))
     stored = _stored(scenario, server, before, answered) if scenario.stores else 0
     return Figures(
         rate=closed.rate * scenario.readings,
         p50_ms=closed.p50_ms,
         p99_ms=closed.p99_ms,
-        open=opened,
+        open=half,
         sync_p99_ms=open_loop.percentile(sorted(syncs + _syncs(scenario)), 0.99) * _MILLISECONDS,
         answered=answered if scenario.stores else 0,
         stored=stored,
         cores=cores,
+        curve=steps,
+        cpu_us=cpu,
+        beside_us=beside,
     )
+
+
+def can_curve(scenario: Scenario) -> bool:
+    """Whether the open loop can ask it: it sends the same request again, and takes 200 for an answer."""
+    ask = scenario.ask
+    return scenario.load == "closed" and ask.status == 200 and not (ask.cold or ask.batches or ask.closes)
+
+
+class Meter:
+    """Watches a target from its making on: its CPU, its database's, and the cores."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._watch = CoreWatch(server.cpu)
+        self._own, self._all = group_cpu(server.group), server.cpu()
+
+    def read(self, count: int) -> tuple[float, float, Cores]:
+        """Microseconds of the target's CPU for each of `count`, of what runs beside it, and the cores."""
+        own, every = group_cpu(self._server.group) - self._own, self._server.cpu() - self._all
+        each = _MICROSECONDS / max(1, count)
+        return own * each, max(0.0, every - own) * each, self._watch.read()
 
 
 def _ask_of(scenario: Scenario) -> Ask:
@@ -142,9 +174,10 @@ def _ask_of(scenario: Scenario) -> Ask:
 
 def _echoed(scenario: Scenario, server: Server, warm_up: int, seconds: int) -> Figures:
     echo.run(server.url, scenario.connections, warm_up)
-    watch = CoreWatch(server.cpu)
+    meter = Meter(server)
     closed = echo.run(server.url, scenario.connections, seconds)
-    return Figures(closed.rate, closed.p50_ms, closed.p99_ms, cores=watch.read())
+    cpu, beside, cores = meter.read(closed.requests)
+    return Figures(closed.rate, closed.p50_ms, closed.p99_ms, cores=cores, cpu_us=cpu, beside_us=beside)
 
 
 def _loaded(scenario: Scenario, server: Server, ask: Ask, seconds: int) -> Figures:

@@ -114,7 +114,8 @@ def _ticks() -> dict[int, list[int]]:
 
 def faults() -> list[str]:
     """What this machine lacks to run the bench at all."""
-    found = [f"{tool} is not installed" for tool in ("wrk", "taskset") if shutil.which(tool) is None]
+    tools = ("wrk", "taskset", "setpriv")
+    found = [f"{tool} is not installed" for tool in tools if shutil.which(tool) is None]
     if not {SERVER_CORE, LOAD_CORE} <= os.sched_getaffinity(0):
         found.append(f"the cores {SERVER_CORE} and {LOAD_CORE} are not both there")
     return found

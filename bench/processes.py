@@ -86,6 +86,7 @@ def running(target: Target, limit: int = LIMIT) -> Iterator[Server]:
         data = stack.enter_context(_fresh_directory())
         said = stack.enter_context(tempfile.TemporaryFile())
         port = _free_port()
+        _refuse_busy(port)
         began = time.monotonic()
         process = _start(target, data, said, {**values, "port": str(port)})
         stack.callback(_stop, process, 0.0 if target.deaf else STOP_TIMEOUT)
@@ -146,7 +147,8 @@ def _start(
     kept = {name: value for name, value in os.environ.items() if not name.startswith("TIDEGATE_")}
     try:
         return subprocess.Popen(
-            ["taskset", "--cpu-list", str(SERVER_CORE), *command],
+            # Whatever ends the bench, even while it starts a target, ends that too.
+            ["setpriv", "--pdeathsig", "KILL", "taskset", "--cpu-list", str(SERVER_CORE), *command],
             cwd=target.home,
             env={**kept, **variables},
             stdin=subprocess.DEVNULL,
@@ -174,6 +176,12 @@ def _free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as found:
         port: int = found.getsockname()[1]
         return port
+
+
+def _refuse_busy(port: int) -> None:
+    """Whoever else answers there must not be taken for the target; TargetError."""
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=2):
+        raise TargetError(f"port {port} is busy: something else listens there")
 
 
 def _await_start(process: "subprocess.Popen[bytes]", port: int, target: Target, said: BinaryIO) -> None:

@@ -1,4 +1,4 @@
-"""The report of a run, in Markdown, from its raw results alone."""
+"""The tables of requests in Markdown: what must be reached, every cell, what is in doubt."""
 
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -8,29 +8,26 @@ from bench.figures import Spread, ratios, spread
 from bench.musts import DEADLINES, L1, MUSTS, Must
 from bench.results import Cell, Figures, Plan
 from bench.scenarios import SCENARIOS
-from bench.targets import Target
 
 HOUSE = "tidegate"
 # From this on the load generator, and not the server, may have been the limit.
 LOADED = 0.97
 
 LIMITS = (
-    "One machine with two cores: the server has one, the load generator the other, over loopback. "
+    "One machine with two cores: the server has one, the load generator the other, over loopback. A database "
+    "runs on the generator's core; what it takes there is shown. "
     "Compare ratios, which are taken within each round; absolute figures are this machine's."
 )
 _OVERLOAD = "p99 is that of a closed loop with all connections busy: an overload's, not a service's."
 
 
-def render(plan: Plan, cells: Sequence[Cell], targets: Mapping[str, Target]) -> str:
-    """The whole report; `cells`: the last word on each."""
+def render(plan: Plan, cells: Sequence[Cell], titles: Mapping[str, str]) -> str:
+    """The tables of requests; `cells`: the last word on each, `titles`: of the targets, by name."""
     figures = {name: by_round(cells, name) for name in plan.cells}
-    done = max((cell.round for cell in cells), default=0)
     parts = [
-        f"# {done} of {plan.rounds} rounds of {plan.seconds} s, seed {plan.seed}",
-        LIMITS,
         section("Musts", table(MUST_HEAD, [*compared(figures, MUSTS), *_deadlines(figures)])),
-        section("Cells", table(_CELL_HEAD, _cells(figures, targets)), _OVERLOAD),
-        section("Tidegate beside each hello", _beside(figures, targets)),
+        section("Cells", table(_CELL_HEAD, _cells(figures, titles)), _OVERLOAD),
+        section("Tidegate beside each hello", _beside(figures, titles)),
         section("Open loop at half of the own maximum", table(_OPEN_HEAD, _opens(figures))),
         section("Doubts", "\n".join(f"- {doubt}" for doubt in doubts(cells))),
     ]
@@ -89,12 +86,12 @@ def verdict(by: float, stretch: bool) -> str:
     return f"{'stretch ' if stretch else ''}{word if by >= 0 or stretch else word.upper()} by {abs(by):.0%}"
 
 
-def _cells(figures: Mapping[str, Rounds], targets: Mapping[str, Target]) -> Iterator[tuple[str, ...]]:
+def _cells(figures: Mapping[str, Rounds], titles: Mapping[str, str]) -> Iterator[tuple[str, ...]]:
     floor = rates(figures.get(L1, {}))
     for name in sorted(figures, key=_order):
         scenario, _, target = name.partition("@")
         found = spread(list(rates(figures[name]).values()))
-        title = targets[target].title if target in targets else target
+        title = titles.get(target, target)
         if found is None:
             yield scenario, title, "void", "", "", "", ""
             continue
@@ -122,7 +119,7 @@ def _counts_requests(scenario: str) -> bool:
     return known is not None and known.readings == 1 and known.load != "ceiling"
 
 
-def _beside(figures: Mapping[str, Rounds], targets: Mapping[str, Target]) -> str:
+def _beside(figures: Mapping[str, Rounds], titles: Mapping[str, str]) -> str:
     """A matrix: what Tidegate does in full, by what the others reach without any checks."""
     peers = [name for name in sorted(figures) if name.startswith("hello@") and figures[name]]
     ours = [
@@ -136,7 +133,7 @@ def _beside(figures: Mapping[str, Rounds], targets: Mapping[str, Target]) -> str
     ours = [name for name in ours if SCENARIOS[name.partition("@")[0]].load == "closed"]
     rows = []
     for peer in peers:
-        row = [targets[peer.partition("@")[2]].title if peer.partition("@")[2] in targets else peer]
+        row = [titles.get(peer.partition("@")[2], peer)]
         for name in ours:
             found = spread(ratios(rates(figures[name]), rates(figures[peer])))
             row.append(span(found, ".2f", " x") if found else "")

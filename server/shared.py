@@ -13,6 +13,7 @@ from auth.shared_limits import Settlement
 from handlers.health import Probe
 from server.metrics import Metrics
 from server.settings import Settings
+from server.totals import Merge
 from storage.broker import Alone, Broker, Message
 from storage.counters import Counters
 from storage.errors import StorageError, Unavailable
@@ -104,14 +105,15 @@ class Shared:
         """Tell the metrics where the figures are; to be called after `run`."""
         counter, gauge, settlement = metrics.counter, metrics.gauge, self._settlement
         if settlement is not None:
-            gauge("tidegate_limits_shared", "Whether limits hold over all.", lambda: settlement.healthy)
-            gauge("tidegate_limits_processes", "That share the limits.", lambda: settlement.processes)
+            shared, sharing = (lambda: settlement.healthy), (lambda: settlement.processes)
+            gauge("tidegate_limits_shared", "Whether limits hold over all.", shared, Merge.MIN)
+            gauge("tidegate_limits_processes", "That share the limits.", sharing, Merge.MAX)
             counter("tidegate_limits_settled_total", "Leases settled.", lambda: settlement.settled)
             counter("tidegate_limits_lost_total", "Times alone with them.", lambda: settlement.lost)
         client, store = self._client, self._store
         if client is None or store is None:
             return
-        gauge("tidegate_redis_healthy", "Whether messages pass.", lambda: self.broker.healthy)
+        gauge("tidegate_redis_healthy", "Whether messages pass.", lambda: self.broker.healthy, Merge.MIN)
         counter("tidegate_redis_connects_total", "Looks for Redis.", lambda: client.reconnects)
         counter("tidegate_redis_late_total", "Values that came too late.", lambda: store.late)
         figures = self.broker.figures

@@ -170,7 +170,7 @@ class LatestCache:
         if latest is None:
             self._ask_database(load)
         else:
-            self._loaded(load, latest)
+            self._loaded(load, latest, keep=True)
 
     def _ask_database(self, load: _Load) -> None:
         task = self._loop.create_task(self._run(load))
@@ -179,12 +179,15 @@ class LatestCache:
 
     async def _run(self, load: _Load) -> None:
         device, second = load.since.device, self._second
+        head = 0
         try:
             if second is None:
                 latest = await self._load(device)
             else:
                 state = second.state()
+                head = state.head
                 latest = await self._load(device)
+                second.note(latest)
                 if not load.cancelled:
                     # As it is: of what was heard since, something older may still be on its way.
                     second.put(state, latest)
@@ -194,17 +197,20 @@ class LatestCache:
                 if not waiting.done():
                     waiting.set_exception(error)
         else:
-            self._loaded(load, latest)
+            self._loaded(load, latest, keep=second is None or second.is_newest(latest, head))
 
-    def _loaded(self, load: _Load, latest: Latest) -> None:
+    def _loaded(self, load: _Load, latest: Latest, *, keep: bool) -> None:
         """Give it to who waits, with what was committed meanwhile."""
         since = load.since
         for metric, sample in since.metrics.items():
             _add(latest, metric, sample)
         latest.offset = max(latest.offset, since.offset)
         self._over(load)
-        if not load.cancelled:
+        if keep and not load.cancelled:
             self._keep(since.device, _Entry(latest, self._now() + self._ttl))
+        elif (entry := self._entries.get(since.device)) is not None and entry.latest.offset < latest.offset:
+            # Of a load that was asked for later and read earlier.
+            del self._entries[since.device]
         # Who waits reads it in a later turn of the loop, when commits may have changed the entry.
         given = Latest(since.device, latest.offset, dict(latest.metrics))
         for waiting in load.waiting:

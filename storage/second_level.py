@@ -71,14 +71,24 @@ class SecondLevel:
             same = kept.epoch == state.epoch and kept.floor >= state.floor
             if same and self._heard.includes(device, kept.offset, kept.head):
                 self.hits += 1
+                self._heard.note(device, kept.offset)
                 found(Latest(device, kept.offset, kept.metrics))
                 return
         found(None)
 
+    def note(self, latest: Latest) -> None:
+        """Nothing older than what the database has is used from now on."""
+        self._heard.note(latest.device, latest.offset)
+
+    def is_newest(self, latest: Latest, head: int) -> bool:
+        """Whether nothing newer was heard of than what the database had when the log stood at `head`: answers
+        may come in another order than they were asked for.
+        """
+        return self._heard.includes(latest.device, latest.offset, head)
+
     def put(self, state: LogState, latest: Latest) -> None:
         """Keep what the database had after `state` was asked, for all processes."""
         kept = Kept(state.epoch, state.floor, state.head, latest.offset, latest.metrics)
-        self._heard.note(latest.device, latest.offset)
         self._store.put(latest.device, kept)
 
     def apply(self, batch: Batch) -> None:
@@ -136,7 +146,8 @@ class Heard:
         than what was heard.
         """
         newest = max(self._new.get(device, 0), self._old.get(device, 0))
-        return offset >= newest if newest else head >= self.floor
+        # What is not newer than the floor may have been noted late, after something newer was forgotten.
+        return offset >= newest if newest > self.floor else head >= self.floor
 
     def _end(self, offset: int) -> None:
         self._new_head = max(self._new_head, offset)

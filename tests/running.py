@@ -146,10 +146,15 @@ async def _client(settings: Settings) -> aiohttp.ClientSession:
     return aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=trust))
 
 
+def database_name(data: Path) -> str:
+    """The name of the database that is made for a data directory."""
+    return f"gate_{hashlib.sha256(str(data.resolve()).encode()).hexdigest()[:16]}"
+
+
 def _variables(data: Path, environment: Mapping[str, str]) -> dict[str, str]:
     settings = {"DATA": str(data), **DEFAULTS, **environment}
     if "{}" in settings.get("DATABASE_URL", ""):
-        name = f"gate_{hashlib.sha256(str(data.resolve()).encode()).hexdigest()[:16]}"
+        name = database_name(data)
         template, settings["DATABASE_URL"] = settings["DATABASE_URL"], settings["DATABASE_URL"].format(name)
         if settings["DATABASE_URL"] not in DATABASES:
             administrate(template.format("postgres"), f"CREATE DATABASE {name}")

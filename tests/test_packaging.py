@@ -47,7 +47,13 @@ def wanted(section: str, key: str) -> list[Requirement]:
     ("lock", "requirements"),
     [
         ("runtime", wanted("options", "install_requires")),
-        ("tests", wanted("options", "install_requires") + wanted("options.extras_require", "tests")),
+        ("bench", wanted("options", "install_requires") + wanted("options.extras_require", "bench")),
+        (
+            "tests",
+            wanted("options", "install_requires")
+            + wanted("options.extras_require", "bench")
+            + wanted("options.extras_require", "tests"),
+        ),
     ],
 )
 def test_what_setup_cfg_asks_for_is_pinned(lock: str, requirements: list[Requirement]) -> None:

@@ -1,4 +1,4 @@
-"""The report of a run of the streams, in Markdown, from its raw results alone."""
+"""The tables of streams in Markdown, from their raw results alone."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -6,7 +6,6 @@ from bench.figures import ratios, spread
 from bench.live.musts import BESIDES, BOUNDS, MUSTS, Bound
 from bench.live.scenarios import LIVE
 from bench.report import (
-    LIMITS,
     MUST_HEAD,
     Rounds,
     by_round,
@@ -19,7 +18,6 @@ from bench.report import (
     verdict,
 )
 from bench.results import Cell, Figures, Plan
-from bench.targets import Target
 
 _MIB = 1024 * 1024
 _VERIFIED = (
@@ -50,15 +48,13 @@ _LATENCY_HEAD = (
 _MEMORY_HEAD = ("scenario", "target", "KiB each (min - max)")
 
 
-def render(plan: Plan, cells: Sequence[Cell], targets: Mapping[str, Target]) -> str:
-    """The whole report; `cells`: the last word on each."""
+def render(plan: Plan, cells: Sequence[Cell], title: Mapping[str, str]) -> str:
+    """The tables of streams; `cells`: the last word on each, `title`: of the targets, by name."""
     figures = {name: by_round(cells, name) for name in plan.cells}
     done = max((cell.round for cell in cells), default=0)
     musts = [*compared(figures, MUSTS), *_bounds(figures), *_besides(figures)]
-    title = {name: target.title for name, target in targets.items()}
     parts = [
-        f"# Streams: {done} of {plan.rounds} rounds of {plan.seconds} s, seed {plan.seed}",
-        LIMITS,
+        f"## Streams: {done} of {plan.rounds} rounds of {plan.seconds} s, seed {plan.seed}",
         section("Musts", table(MUST_HEAD, musts)),
         section("Throughput", table(_FAN_OUT_HEAD, _fan_outs(figures, title)), _VERIFIED),
         section(

@@ -25,6 +25,7 @@ import msgspec
 from msgspec import Struct
 
 from bench.environment import LOAD_CORE, ROOT
+from bench.load.histogram import counted
 from bench.load.wrk import Void
 
 # Seconds after the last planned request in which all must be answered.
@@ -41,6 +42,7 @@ class Open(Struct, frozen=True):
     `planned` and `rate`: requests per second that were to be, and that were. `lag`: how late a request
     was sent although a connection was free, the client's own fault. `waited`: requests that found
     every connection busy. `idle`: share of the client's time in which it had nothing to do.
+    `histogram`: of the latencies, by bucket (bench/load/histogram.py).
     """
 
     planned: float
@@ -54,6 +56,7 @@ class Open(Struct, frozen=True):
     lag_p99_ms: float
     waited: int
     idle: float
+    histogram: dict[int, int] = {}
 
     @property
     def late(self) -> bool:
@@ -194,6 +197,7 @@ def _summary(
         lag_p99_ms=percentile(sorted(lags), 0.99) * 1000,
         waited=waited,
         idle=idle,
+        histogram=counted(ordered),
     )
 
 

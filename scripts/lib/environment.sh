@@ -1,4 +1,4 @@
-# Sourced by the scripts: `environment runtime|tests` makes .venv hold what requirements/$1.txt pins, and the
+# Sourced by the scripts: `environment runtime|bench|tests` makes .venv hold what requirements/$1.txt pins, and the
 # command `tidegate`, where it does not yet. It speaks on stderr, so that a script's output stays its own.
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 source "$root/scripts/lib/python.sh"
@@ -16,7 +16,8 @@ environment() {
     {
         grep -sF " $state" "$stamp" || true
         echo "$1 $state"
-        [[ $1 != tests ]] || echo "runtime $state"
+        [[ $1 == runtime ]] || echo "runtime $state"
+        [[ $1 != tests ]] || echo "bench $state"
     } >"$stamp.new"
     mv "$stamp.new" "$stamp"
 }

@@ -13,7 +13,7 @@ from storage.postgres.pool import Pool
 from storage.postgres.values import INTEGER, decode_value, labels, numbers, texts
 
 _LOG = (
-    "SELECT h.floor, h.generation, r.* FROM tidegate.head h "
+    "SELECT h.floor, h.generation, r.*, h.epoch FROM tidegate.head h "
     "LEFT JOIN LATERAL tidegate.read_log(%s, %s, %s) r ON true WHERE h.id = 1 ORDER BY r.log_offset"
 )
 _NAMES = (
@@ -87,25 +87,28 @@ class Reader:
         """See storage.log.Log."""
         end = self._loop.time() + self._deadline
         readings: list[Reading] = []
-        floor, budget, look = 0, SEARCH_ROWS, max(limit, _LOOK)
+        floor, epoch, budget, look = 0, "", SEARCH_ROWS, max(limit, _LOOK)
         while True:
             to = min(until, offset + look)
             rows = await self._fetch(_LOG, (offset, to, budget), end)
-            floor = rows[0][0]
+            if epoch not in ("", rows[0][8]):
+                # The log was replaced on the way: what follows is none of this page.
+                return LogPage(readings, offset, floor, epoch)
+            floor, epoch = rows[0][0], rows[0][8]
             names = await self._named(rows, end)
             found = 0 if rows[0][2] is None else len(rows)
-            for _, _, place, series, ts, num, kind, txt in rows[:found]:
+            for _, _, place, series, ts, num, kind, txt, _ in rows[:found]:
                 name = names[series]
                 # What was deleted and not swept yet has no series any more.
                 if name is not None and selection.takes(*name):
                     readings.append(Reading(place, *name, ts, decode_value(num, kind, txt)))
                     if len(readings) == limit:
-                        return LogPage(readings, place, floor)
+                        return LogPage(readings, place, floor, epoch)
             # A look that ran out of rows has searched up to its end, holes included.
             offset = rows[-1][2] if found == budget else to
             budget -= found
             if offset == until or not budget:
-                return LogPage(readings, offset, floor)
+                return LogPage(readings, offset, floor, epoch)
             look = min(look * _WIDER, max(budget, 0 if found else _WIDEST))
 
     async def _named(self, rows: list[tuple[Any, ...]], end: float) -> dict[int, Name | None]:

@@ -302,7 +302,7 @@ class Writer:
             drafts += write.readings
             results.append(Outcome(len(write.readings), 0, (), head + len(drafts)))
         self._partitions.note(times)
-        return Appended(results, _batch(head, drafts, times))
+        return Appended(results, _batch(head, drafts, times, self.state.epoch))
 
     def _told(self, writes: list[Write], answer: _Answer) -> Appended:
         """What an answer of `append_exactly` says of these writes."""
@@ -319,7 +319,7 @@ class Writer:
         self._partitions.note(answer.times)
         drafts = [draft for write in writes for draft in write.readings]
         stored = [drafts[place - 1] for place in answer.places]
-        return Appended(results, _batch(answer.head, stored, answer.times))
+        return Appended(results, _batch(answer.head, stored, answer.times, answer.epoch))
 
 
 def _exact_arguments(writes: list[Write]) -> tuple[Any, ...]:
@@ -343,13 +343,13 @@ def _exact_arguments(writes: list[Write]) -> tuple[Any, ...]:
     )
 
 
-def _batch(head: int, drafts: list[Draft], times: list[int]) -> Batch:
-    """These readings at these times, following `head`."""
+def _batch(head: int, drafts: list[Draft], times: list[int], epoch: str) -> Batch:
+    """These readings at these times, following `head` in the log of this epoch."""
     columns = zip(itertools.count(head + 1), drafts, times, strict=False)
     readings = [
         Reading(offset, device, metric, ts, value) for offset, (device, metric, _, value), ts in columns
     ]
-    return Batch(head + 1, head + len(readings), readings)
+    return Batch(head + 1, head + len(readings), readings, epoch)
 
 
 def _fault(write: Write) -> errors.Refused | None:

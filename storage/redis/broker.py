@@ -208,5 +208,5 @@ def _pieces(message: Committed, count: int) -> Iterator[Committed]:
     for start in range(0, len(batch.readings), size):
         readings = batch.readings[start : start + size]
         last = readings[-1].offset if start + size < len(batch.readings) else batch.last
-        yield Committed(message.epoch, Batch(first, last, readings))
+        yield Committed(message.epoch, Batch(first, last, readings, batch.epoch))
         first = last + 1

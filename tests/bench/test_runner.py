@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import report, runner
+from bench import gallery, report, runner
 from bench.environment import Cores
 from bench.load.open_loop import Open
 from bench.results import SUMMARY, Cell, Figures, Plan, Results
@@ -21,16 +21,32 @@ PLAN = Plan([L1, OURS], rounds=2, seconds=1, warm_up=1, seed=7)
 Log = list[tuple[int, str]]
 
 
+@pytest.fixture(autouse=True)
+def _without_plots(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bench.gallery._draw", lambda directory: None)
+
+
 class Bench:
     """Measures nothing, but says so as a bench does; `figures` gives what it found, or raises."""
 
     def __init__(self, figures: Callable[[int, str], Figures | str]) -> None:
         self.measured: Log = []
+        self.curved: Log = []
         self._figures = figures
 
-    def __call__(self, round: int, scenario: Scenario, target: Target, warm_up: int, seconds: int) -> Cell:
+    def __call__(
+        self,
+        round: int,
+        scenario: Scenario,
+        target: Target,
+        warm_up: int,
+        seconds: int,
+        curve: bool = False,
+    ) -> Cell:
         name = f"{scenario.name}@{target.name}"
         self.measured.append((round, name))
+        if curve:
+            self.curved.append((round, name))
         found = self._figures(round, name)
         void = found if isinstance(found, str) else ""
         figures = found if isinstance(found, Figures) else None
@@ -58,6 +74,7 @@ def test_a_whole_run_tells_what_is_met(tmp_path: Path, capsys: pytest.CaptureFix
     assert "[4/4] round 2: " in said.err
     assert "(0 s left)" in said.err
     assert (results.directory / SUMMARY).read_text() == said.out[:-1]
+    assert "<!doctype html>" in (results.directory / gallery.PAGE).read_text()
 
 
 def test_an_interrupted_run_goes_on_where_it_was(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -112,12 +129,42 @@ def test_a_target_that_cannot_be_had_does_not_stop_the_others(
     assert voids[L1].startswith("raw_httptools cannot be installed")
 
 
+def test_only_scenarios_of_the_plan_s_curves_are_asked_at_fixed_rates(tmp_path: Path) -> None:
+    bench = Bench(lambda number, name: Figures(10.0))
+    plan = Plan([L1, OURS], 1, 1, 1, 1, curves=["latest"])
+    assert runner.run(Results.create(tmp_path, "run", plan, {}), KNOWN, bench) == 0
+    assert bench.curved == [(1, OURS)]
+
+
+def test_the_canary_is_asked_at_the_start_now_and_then_and_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bench.plans.CANARY_EVERY", 2)
+    bench = Bench(lambda number, name: Figures(100.0))
+    results = Results.create(tmp_path, "run", Plan([OURS], 3, 1, 1, 1, canary=L1), {})
+    assert runner.run(results, KNOWN, bench) == 0
+    names = [name for _, name in bench.measured]
+    assert names == [L1, OURS, OURS, L1, OURS, L1]
+    assert len(Results.read(results.directory).canaries) == 3
+    # It is no cell of the plan, and counts as none.
+    assert all(cell.name == OURS for cell in results.final())
+
+
+def test_streams_and_requests_go_into_one_run(tmp_path: Path) -> None:
+    bench = Bench(lambda number, name: Figures(10.0))
+    results = Results.create(tmp_path, "run", Plan([OURS, "fanout-1@tidegate"], 1, 1, 1, 1), {})
+    assert runner.run(results, KNOWN, bench) == 0
+    text = (results.directory / SUMMARY).read_text()
+    assert "## Streams: 1 of 1 rounds" in text
+    assert "## Cells" in text
+
+
 @pytest.mark.parametrize(("p99", "verdict"), [(3.5, "met by 12%"), (4.4, "MISSED by 10%")])
 def test_a_write_may_take_what_the_disk_takes_on_top(p99: float, verdict: str) -> None:
     opened = Open(100.0, 100.0, 500, 1.0, 2.0, p99, 5.0, 6.0, 0.01, 0, 0.5)
     figures = Figures(200.0, open=opened, sync_p99_ms=1.0)
     cell = Cell(1, "write-open", "tidegate", "2026-11-21", 1.0, "", figures)
-    text = report.render(Plan(["write-open@tidegate"], 1, 1, 1, 1), [cell], KNOWN)
+    text = report.render(Plan(["write-open@tidegate"], 1, 1, 1, 1), [cell], {})
     assert "p99 <= 3.0 ms + the disk's 1.00" in text
     assert verdict in text
 
@@ -125,5 +172,5 @@ def test_a_write_may_take_what_the_disk_takes_on_top(p99: float, verdict: str) -
 def test_latencies_of_a_client_that_was_late_itself_are_in_doubt() -> None:
     opened = Open(100.0, 90.0, 500, 1.0, 2.0, 3.0, 4.0, 5.0, 0.7, 0, 0.5)
     cell = Cell(1, "latest-open", "tidegate", "2026-11-21", 1.0, "", Figures(200.0, open=opened))
-    text = report.render(Plan(["latest-open@tidegate"], 1, 1, 1, 1), [cell], KNOWN)
+    text = report.render(Plan(["latest-open@tidegate"], 1, 1, 1, 1), [cell], {})
     assert "its client was late by 0.70 ms itself" in text

@@ -12,24 +12,28 @@ from storage.models import Batch
 from tests.handlers.sockets import Ended, Socket, connect, values
 from tests.handlers.test_sse import listen
 from tests.raw import until
-from tests.running import Running
+from tests.running import Running, administrate
 
 
 def reading(value: Any, metric: str = "t", **more: Any) -> dict[str, Any]:
     return {"metric": metric, "value": value, **more}
 
 
-def replace(gate: Running, epoch: str = "other") -> str:
-    """Have the database say that its log is another one; where that stands."""
+async def replace(gate: Running) -> str:
+    """Have the database say that its log is another one, as if another node had noticed; where it stands."""
     engine: Any = gate.gate.engine
     state = engine.state()
-    engine._writer.state = engine._state = LogState(epoch, state.head, state.floor)
-    return f"{epoch}-{state.head}"
+    if gate.settings.database_url:
+        statement = "UPDATE tidegate.head SET epoch = 'other'"
+        await asyncio.to_thread(administrate, gate.settings.database_url, statement)
+    else:
+        engine._writer.state = engine._state = LogState("other", state.head, state.floor)
+    return f"other-{state.head}"
 
 
 async def noticed(gate: Running) -> None:
     """Wait until the streams know."""
-    await until(lambda: gate.gate.live.hub.epoch == gate.gate.engine.state().epoch, within=2)
+    await until(lambda: gate.gate.live.hub.epoch == "other", within=2)
 
 
 @pytest.fixture
@@ -43,7 +47,7 @@ async def test_all_streams_end_with_a_position_in_the_log_that_was(gate: Running
     await socket.follow(1, ">")
     async with listen(gate) as events, connect(gate) as idle:
         await events.verdict()
-        replace(gate)
+        await replace(gate)
         ended = await socket.end()
         assert (ended.code, ended.reason) == (1001, position)
         assert (await idle.end()).code == 1001
@@ -54,7 +58,7 @@ async def test_all_streams_end_with_a_position_in_the_log_that_was(gate: Running
 async def test_who_comes_back_is_told_and_follows_the_new_log(gate: Running, socket: Socket) -> None:
     old = (await gate.write("a", reading(1))).json["position"]
     await socket.follow(1, ">")
-    here = replace(gate)
+    here = await replace(gate)
     assert (await socket.end()).reason == old
     async with connect(gate) as again, listen(gate, headers={"Last-Event-ID": old}) as events:
         subscribed, _ = await again.follow(1, ">", since=old)
@@ -81,7 +85,7 @@ async def test_what_is_committed_to_the_new_log_never_comes_with_an_old_position
     old = (await gate.write("a", reading(1))).json["position"]
     await socket.follow(1, ">")
     gate.gate.live.healer._look_at = float("inf")
-    replace(gate)
+    await replace(gate)
     ack = await gate.write("a", reading(2))
     assert ack.json["position"] == "other-2"
     with pytest.raises(Ended) as ended:
@@ -95,7 +99,7 @@ async def test_memory_of_the_old_log_is_gone(gate: Running) -> None:
     await gate.write("a", reading(1), reading(2))
     hub = gate.gate.live.hub
     assert (hub.window.after, hub.head) == (0, 2)
-    replace(gate)
+    await replace(gate)
     await noticed(gate)
     assert (hub.window.after, hub.head, hub.window.size) == (2, 2, 0)
 
@@ -107,14 +111,13 @@ async def test_a_position_of_the_new_log_is_known_before_this_process_has_notice
     live, engine = gate.gate.live, gate.gate.engine
     await gate.write("a", reading(1))
     monkeypatch.setattr(live.healer, "_look_at", float("inf"))
-    state = engine.state()
+    ask = engine.refresh
 
     async def refresh() -> LogState:
-        replace(gate)
-        return engine.state()
+        await replace(gate)
+        return await ask()
 
     monkeypatch.setattr(engine, "refresh", refresh)
-    assert live.hub.epoch == state.epoch
     async with connect(gate) as socket, listen(gate, headers={"Last-Event-ID": "other-1"}) as events:
         # Whoever asks while it is noticed must ask again: nothing was said that could mislead.
         assert [event.name for event in await events.ended()] == []

@@ -4,6 +4,7 @@ It shares no code with the gate: rows come straight from the database, patterns 
 expressions. So an error of the hub, of recovery or of matching shows as a difference.
 """
 
+import contextlib
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -11,6 +12,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import apsw
+import psycopg2
+
+from tests.running import DEFAULTS, database_name
 
 _ROWS = """SELECT r.offset, s.device, s.metric, r.ts, r.value
            FROM readings r JOIN series s ON s.id = r.series ORDER BY r.offset"""
@@ -26,13 +30,34 @@ class Row(NamedTuple):
     value: int | float | str
 
 
+_SHARED_ROWS = """SELECT r.log_offset, s.device, s.metric, r.ts, r.kind, r.num, r.txt
+                  FROM tidegate.readings r JOIN tidegate.series s ON s.id = r.series ORDER BY r.log_offset"""
+
+
 def stored(data: Path) -> list[Row]:
-    """All readings of a data directory, read past the gate."""
+    """All readings of the gate of a data directory, read past the gate."""
+    shared = DEFAULTS.get("DATABASE_URL")
+    if shared:
+        return stored_in(shared.format(database_name(data)))
     connection = apsw.Connection(str(data / "tidegate.db"), flags=apsw.SQLITE_OPEN_READONLY)
     try:
         return [Row(*row) for row in connection.execute(_ROWS)]
     finally:
         connection.close()
+
+
+def stored_in(url: str) -> list[Row]:
+    """All readings of a PostgreSQL database."""
+    with contextlib.closing(psycopg2.connect(url)) as connection, connection.cursor() as cursor:
+        cursor.execute(_SHARED_ROWS)
+        return [
+            Row(offset, device, metric, ts, _value(kind, number, text))
+            for offset, device, metric, ts, kind, number, text in cursor
+        ]
+
+
+def _value(kind: int, number: float, text: str) -> int | float | str:
+    return (int(number), number, bool(number), text)[kind] if number is not None else text
 
 
 class Wish:

@@ -199,6 +199,22 @@ async def test_what_was_loaded_without_having_been_heard_of_is_known_too() -> No
     assert (await one.latest("a")).offset == 2
 
 
+async def test_what_was_taken_out_once_is_known_too() -> None:
+    shelf, database, (one, two) = house()
+    batch = database.commit("a")
+    told(batch, one, two)
+    await one.latest("a")
+    old = shelf.kept["a"]
+    one.hear(database.commit("a"))
+    await one.latest("b")
+    await one.latest("a")
+    # Two has heard of the first commit only, and shows the second.
+    assert (await two.latest("a")).offset == 2
+    await two.latest("b")
+    shelf.kept["a"] = old
+    assert (await two.latest("a")).offset == 2
+
+
 def test_devices_beyond_the_bound_are_forgotten_and_older_values_with_them() -> None:
     heard = Heard(0, 10)
     for offset in range(1, 1001):
@@ -209,6 +225,19 @@ def test_devices_beyond_the_bound_are_forgotten_and_older_values_with_them() -> 
     # It is not known any more who wrote then.
     assert not heard.includes("d1", 1, 900)
     assert heard.includes("d1", 1, 999)
+
+
+def test_what_is_noted_late_does_not_pass_for_the_newest_when_that_is_forgotten() -> None:
+    heard = Heard(0, 2)
+    for offset in (10, 11, 12, 13, 14, 15):
+        heard.note(f"d{offset}", offset)
+        heard.note("late", offset)
+    heard.note("late", 3)
+    assert not heard.includes("late", 3, 3)
+    for offset in (16, 17, 18, 19):
+        heard.note(f"d{offset}", offset)
+    heard.note("late", 3)
+    assert not heard.includes("late", 3, 3)
 
 
 steps = st.lists(

@@ -1,0 +1,118 @@
+"""Where somebody beats the gate: said plainly, scenario by scenario, before anything else is praised."""
+
+from collections.abc import Iterator
+
+from msgspec import Struct
+
+from bench.digest import Digest, Kind, Measured, Point
+from bench.figures import ratios, spread
+from bench.plans import HOUSE
+
+# Targets that are no servers, but what is physically there to be had.
+FLOORS = ("raw_", "bare_")
+# Less than this is no win, whatever the rounds say.
+RELEVANT = 0.02
+
+
+class Win(Struct, frozen=True):
+    """Somebody better than the gate at `what`: by `factor` (always above 1), in so many of `rounds`.
+
+    `rounds` is 0 where only medians are compared. `floor`: it is no server.
+    """
+
+    scenario: str
+    target: str
+    what: str
+    factor: float
+    ours: str
+    theirs: str
+    won: int = 0
+    rounds: int = 0
+    floor: bool = False
+
+    @property
+    def sure(self) -> bool:
+        """Whether it was better in every round."""
+        return self.rounds == 0 or self.won == self.rounds
+
+
+def wins(run: Digest) -> list[Win]:
+    """Everything that somebody does better than the gate, by scenario; the clearest first."""
+    found = []
+    for kind in run.kinds:
+        house = run.house(kind.name)
+        if house is None:
+            continue
+        for peer in run.of(kind.name):
+            if peer.target != HOUSE:
+                found += [*_counted(kind, house, peer), *_tail(kind, house, peer), *_costs(kind, house, peer)]
+    order = [kind.name for kind in run.kinds]
+    return sorted(found, key=lambda win: (order.index(win.scenario), win.what, -win.factor))
+
+
+def _counted(kind: Kind, house: Measured, peer: Measured) -> Iterator[Win]:
+    theirs, ours = peer.rates, house.rates
+    found = ratios(ours, theirs) if kind.lower else ratios(theirs, ours)
+    together = spread(found)
+    both = house.spread, peer.spread
+    if together is None or together.median <= 1 + RELEVANT or both[0] is None or both[1] is None:
+        return
+    yield Win(
+        kind.name,
+        peer.target,
+        kind.unit,
+        together.median,
+        f"{both[0].median:,.0f}",
+        f"{both[1].median:,.0f}",
+        sum(each > 1 for each in found),
+        len(found),
+        _is_floor(peer),
+    )
+
+
+def _tail(kind: Kind, house: Measured, peer: Measured) -> Iterator[Win]:
+    """At the highest load that both were asked at."""
+    both = common(house, peer)
+    if not both:
+        return
+    ours, theirs = both[-1]
+    if ours.p99.median > theirs.p99.median * (1 + RELEVANT):
+        yield Win(
+            kind.name,
+            peer.target,
+            f"p99 ms at {ours.planned:,.0f}/s",
+            ours.p99.median / theirs.p99.median,
+            f"{ours.p99.median:.2f}",
+            f"{theirs.p99.median:.2f}",
+            floor=_is_floor(peer),
+        )
+
+
+def common(house: Measured, peer: Measured) -> list[tuple[Point, Point]]:
+    """The loads that both were asked at, by a client that was not late itself."""
+    theirs = {each.planned: each for each in peer.curve if not each.late}
+    return [(each, theirs[each.planned]) for each in house.curve if each.planned in theirs and not each.late]
+
+
+def _costs(kind: Kind, house: Measured, peer: Measured) -> Iterator[Win]:
+    if kind.lower:
+        return
+    for what, ours, theirs in (
+        ("CPU us each, database included", house.cpu_us + house.beside_us, peer.cpu_us + peer.beside_us),
+        ("MiB after the load", house.loaded_mib, peer.loaded_mib),
+    ):
+        if theirs and ours > theirs * (1 + RELEVANT):
+            form = ",.1f"
+            yield Win(
+                kind.name,
+                peer.target,
+                what,
+                ours / theirs,
+                f"{ours:{form}}",
+                f"{theirs:{form}}",
+                floor=_is_floor(peer),
+            )
+
+
+def _is_floor(peer: Measured) -> bool:
+    return peer.target.startswith(FLOORS)
