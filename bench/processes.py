@@ -89,7 +89,7 @@ def running(target: Target, limit: int = LIMIT) -> Iterator[Server]:
         _refuse_busy(port)
         began = time.monotonic()
         process = _start(target, data, said, {**values, "port": str(port)})
-        stack.callback(_stop, process)
+        stack.callback(_stop, process, 0.0 if target.deaf else STOP_TIMEOUT)
         _await_start(process, port, target, said)
         yield Server(
             f"http://127.0.0.1:{port}",
@@ -112,7 +112,7 @@ def run_loop(target: Target, warm_up: float, seconds: float, scenario: str = "")
         except subprocess.TimeoutExpired as error:
             raise TargetError(f"{target.name} did not end in time") from error
         finally:
-            _stop(process)
+            _stop(process, STOP_TIMEOUT)
         if process.returncode:
             raise TargetError(f"{target.name} ended with {process.returncode}: {_last_words(said)}")
         return output, count_rows(target, data)
@@ -161,12 +161,12 @@ def _start(
         raise TargetError(f"{target.name} does not start: {error}") from error
 
 
-def _stop(process: "subprocess.Popen[bytes]") -> None:
-    """End it; whoever does not listen is killed, its workers too."""
+def _stop(process: "subprocess.Popen[bytes]", patience: float) -> None:
+    """End it; whoever does not listen for so long is killed, its workers too."""
     if process.poll() is None:
         process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(STOP_TIMEOUT)
+            process.wait(patience)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait(STOP_TIMEOUT)

@@ -31,7 +31,7 @@ class Target(Struct, frozen=True, forbid_unknown_fields=True):
     the house's; node; a program built from Go. `kind`: a server, or a loop that measures itself.
     `database`: "postgresql", or the file that it keeps its rows in, under its data; `rows`: the SQL that
     counts them; `table`: where they are. `redis`: whether it needs one. `cannot`: by scenario, why it takes
-    no part. `limited`: whether it refuses by `{limit}`.
+    no part. `limited`: whether it refuses by `{limit}`. `deaf`: it does not end by SIGTERM, so it is killed.
     """
 
     title: str
@@ -45,6 +45,7 @@ class Target(Struct, frozen=True, forbid_unknown_fields=True):
     redis: bool = False
     cannot: dict[str, str] = {}
     limited: bool = False
+    deaf: bool = False
     variables: dict[str, str] = {}
     name: str = ""
 
