@@ -103,7 +103,13 @@ class Handler(socketserver.BaseRequestHandler):
 
     def serve(self) -> None:
         """Until the client goes."""
-        head = b"".join(iter(self.file.readline, b"\r\n"))
+        head = b""
+        while not head.endswith(b"\r\n\r\n"):
+            line = self.file.readline()
+            if not line:
+                # Who only wanted to know whether somebody listens.
+                return
+            head += line
         fault = self.server.fault
         if head.startswith(b"GET /v1/events"):
             self.events()
