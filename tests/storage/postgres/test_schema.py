@@ -125,8 +125,9 @@ async def test_a_commit_is_durable_even_where_the_server_would_not_wait(
     # A trigger that runs at the very end tells what the commit is going to do.
     async with opened(PostgresStore(postgres_url)) as store:
         await store.ask(
-            "CREATE TABLE seen (setting text); CREATE FUNCTION look() RETURNS trigger LANGUAGE plpgsql AS $$ "
-            "BEGIN INSERT INTO public.seen VALUES (current_setting('synchronous_commit')); RETURN NULL; END $$;"
+            "CREATE TABLE seen (setting text); CREATE FUNCTION look() RETURNS trigger LANGUAGE plpgsql AS "
+            "$$ BEGIN INSERT INTO public.seen VALUES (current_setting('synchronous_commit')); "
+            "RETURN NULL; END $$;"
             "CREATE CONSTRAINT TRIGGER look AFTER UPDATE ON tidegate.writers "
             "DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION look()"
         )
