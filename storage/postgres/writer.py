@@ -203,11 +203,11 @@ class Writer:
         told = None
         if self._unsettled and first is not None:
             if answer is not None:
-                told = self._told(self._unsettled, _answers.decode(answer))
+                told = self._told(self._unsettled, _answers.decode(answer), epoch)
             else:
                 place = first - 1, last, last - first + 1
                 times = [ts for (ts,) in await self._pool.fetch(_TIMES, place, deadline)]
-                told = self._stored(self._unsettled, first - 1, times)
+                told = self._stored(self._unsettled, first - 1, times, epoch)
         self._number, self._unsettled = number, None
         self._names.follow(generation)
         self.state = LogState(epoch, head, floor)
@@ -267,11 +267,11 @@ class Writer:
         if ids and generation == names.generation:
             names.learn(zip(columns.fresh, ids, strict=True))
         self.state = LogState(epoch, head + len(columns.drafts), floor)
-        return self._stored(writes, head, columns.times(given)), False
+        return self._stored(writes, head, columns.times(given), epoch), False
 
     async def _append_exactly(self, writes: list[Write], deadline: float) -> Appended | None:
         """The long way, for anything; None if it must be gone again."""
-        arguments = _exact_arguments(writes)
+        series, arguments = _exact_arguments(writes)
         row = await self._pool.fetch(
             _APPEND_EXACTLY, (*self._known(), self._id, self._number + 1, *arguments), deadline
         )
@@ -281,7 +281,8 @@ class Writer:
             return None
         self._number += 1
         self._names.follow(answer.generation)
-        told = self._told(writes, answer)
+        self._names.learn((name, id) for name, id in zip(series, answer.ids, strict=True) if id is not None)
+        told = self._told(writes, answer, answer.epoch)
         head = answer.head if told.batch is None else told.batch.last
         self.state = LogState(answer.epoch, head, answer.floor)
         return told
@@ -291,8 +292,8 @@ class Writer:
         self._unsettled = []
         await self.settle(deadline)
 
-    def _stored(self, writes: list[Write], head: int, times: list[int]) -> Appended:
-        """All readings are stored, at these times, and follow `head`."""
+    def _stored(self, writes: list[Write], head: int, times: list[int], epoch: str) -> Appended:
+        """All readings are stored, at these times, and follow `head` in the log that now has this epoch."""
         if len(times) != sum(len(write.readings) for write in writes):
             # Committed, and by now swept: there is nothing to publish.
             return Appended([errors.Timeout("the write was stored and removed") for _ in writes])
@@ -302,10 +303,10 @@ class Writer:
             drafts += write.readings
             results.append(Outcome(len(write.readings), 0, (), head + len(drafts)))
         self._partitions.note(times)
-        return Appended(results, _batch(head, drafts, times, self.state.epoch))
+        return Appended(results, _batch(head, drafts, times, epoch))
 
-    def _told(self, writes: list[Write], answer: _Answer) -> Appended:
-        """What an answer of `append_exactly` says of these writes."""
+    def _told(self, writes: list[Write], answer: _Answer, epoch: str) -> Appended:
+        """What an answer of `append_exactly` says of these writes, in the log that now has this epoch."""
         results: list[Result] = []
         for verdict, accepted, duplicates, conflicts, offset in answer.results:
             if verdict == "reused":
@@ -319,16 +320,16 @@ class Writer:
         self._partitions.note(answer.times)
         drafts = [draft for write in writes for draft in write.readings]
         stored = [drafts[place - 1] for place in answer.places]
-        return Appended(results, _batch(answer.head, stored, answer.times, answer.epoch))
+        return Appended(results, _batch(answer.head, stored, answer.times, epoch))
 
 
-def _exact_arguments(writes: list[Write]) -> tuple[Any, ...]:
-    """Of `append_exactly`, from the names on."""
+def _exact_arguments(writes: list[Write]) -> tuple[list[Name], tuple[Any, ...]]:
+    """Of `append_exactly`, from the names on; and the names."""
     places: dict[Name, int] = {}
     drafts = [draft for write in writes for draft in write.readings]
     named = [places.setdefault((draft[0], draft[1]), len(places) + 1) for draft in drafts]
     keys = [write.idempotency for write in writes]
-    return (
+    return list(places), (
         texts(device for device, _ in places),
         texts(metric for _, metric in places),
         numbers(named),
