@@ -279,6 +279,8 @@ class PostgresEngine:
         """Whether reading and writing are possible at all: Unavailable, Timeout."""
         if (await self._pool.fetch(_PING))[0][0]:
             raise Unavailable("the database takes no writes")
+        if not self._writing.size:
+            raise Unavailable("the session for the commits is not back yet")
         if self._writer.unsettled:
             raise Unavailable("the end of the last commit is not known yet")
 

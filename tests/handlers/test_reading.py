@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from storage.sqlite import reader
+from storage.postgres import reader as postgres_reader
+from storage.sqlite import reader as sqlite_reader
 from tests.handlers.wire import all_items, bearer, problem, raw
 from tests.running import Running, run_gate
 
@@ -335,7 +336,8 @@ async def test_the_log_shows_what_matches(gate: Running) -> None:
 async def test_rare_matches_give_empty_pages_before_the_end_and_none_is_lost(
     gate: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reader, "SEARCH_ROWS", 10)
+    for reader in (sqlite_reader, postgres_reader):
+        monkeypatch.setattr(reader, "SEARCH_ROWS", 10)
     await gate.write("common", *[reading(ts) for ts in range(35)])
     await gate.write("rare", reading(1, "found"))
     await gate.write("common", *[reading(ts) for ts in range(100, 125)])
