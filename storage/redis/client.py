@@ -116,7 +116,8 @@ class RedisClient:
         """Find the servers and connect; again when one is lost or says that another one is to be asked."""
         pause = PAUSE_MIN
         told = False
-        while True:
+        # Asked as well as cancelled: what it waits for within redis-py may lose a cancellation (bpo-37658).
+        while not self._closed:
             await self._away.wait()
             self._away.clear()
             try:

@@ -36,6 +36,7 @@ class Subscription:
         self.listening = asyncio.Event()
         self.reconnects = -1
         client.watch(self._changed.set)
+        self._closed = False
         self._task = asyncio.create_task(self._run(), name="redis-subscription")
 
     @property
@@ -46,6 +47,7 @@ class Subscription:
 
     async def close(self) -> None:
         """Listen no more."""
+        self._closed = True
         self._task.cancel()
         await asyncio.wait((self._task,))
         if self._connection is not None:
@@ -53,7 +55,8 @@ class Subscription:
 
     async def _run(self) -> None:
         pause = PAUSE_MIN
-        while True:
+        # See RedisClient: a cancellation may be lost.
+        while not self._closed:
             self._changed.clear()
             if not self._stands():
                 self.listening.clear()
