@@ -67,12 +67,11 @@ class Parent:
 
     async def run(self, out: TextIO) -> int:
         """Serve until cancelled; the exit code, if the first worker does not start at all."""
-        watching = [asyncio.create_task(work) for work in (self._watch(), self._notifier.watch())]
+        watching = asyncio.create_task(self._watch())
         try:
             return await self._run(out)
         finally:
-            for task in watching:
-                task.cancel()
+            watching.cancel()
 
     async def _run(self, out: TextIO) -> int:
         # Alone, so that what is made at the first start is made once, and what is wrong is said once.
@@ -92,7 +91,9 @@ class Parent:
         self._notifier.ready(self._status)
         try:
             async with asyncio.TaskGroup() as group:
-                group.create_task(self._roll())
+                # The watchdog counts from READY on (systemd.service, WatchdogSec=).
+                for work in (self._roll(), self._notifier.watch()):
+                    group.create_task(work)
                 for slot in self._slots:
                     group.create_task(slot.keep())
         finally:
