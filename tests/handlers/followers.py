@@ -103,7 +103,7 @@ class Record:
     position is of another log starts instead.
     """
 
-    def __init__(self, journal: Journal, begins: Callable[[int], int]) -> None:
+    def __init__(self, journal: Journal, begins: Callable[[int, int], int]) -> None:
         self.journal = journal
         self._begins = begins
         self.wishes: dict[int, Wish] = {}
@@ -151,7 +151,7 @@ class Record:
         assert message["recovered"] is recovered
         if recovered is False:
             assert message["reason"] == "unknown_epoch"
-            wish.start = self._begins(wish.id)
+            wish.start = self._begins(wish.id, parse_position(message["position"]).offset)
         assert parse_position(message["position"]).offset <= wish.start
         assert not wish.confirmed
         wish.confirmed = True

@@ -271,9 +271,11 @@ class Client:
                 error.add_note(f"{self.kind}: {self.record.messages}")
                 self.world.failure = error
 
-    def _begins(self, id: int) -> int:
+    def _begins(self, id: int, told: int) -> int:
         assert self.stream is not None
-        return self.stream.follower.subscriptions[id].start
+        subscription = self.stream.follower.subscriptions.get(id)
+        # Who reads late may read of one that has ended since.
+        return told if subscription is None else subscription.start
 
     def wish(self, wish: Wish, since: str | None, *, latest: bool) -> None:
         """Subscribe; over SSE that is the connection."""
