@@ -911,9 +911,9 @@ async def test_who_offers_compression_gets_it_where_it_is_on(deflating: Running,
     decode: Any = msgspec.msgpack.decode if packed else json.loads
     headers = {"Authorization": f"Bearer {gate.token()}"}
     async with (
-        websockets.connect(url, additional_headers=headers, subprotocols=protocols) as ws,
+        websockets.connect(url, additional_headers=headers, subprotocols=protocols, ssl=client_tls()) as ws,
         websockets.connect(
-            url, additional_headers=headers, subprotocols=protocols, compression=None
+            url, additional_headers=headers, subprotocols=protocols, ssl=client_tls(), compression=None
         ) as plain,
     ):
         assert [extension.name for extension in ws.protocol.extensions] == ["permessage-deflate"]
@@ -973,7 +973,7 @@ async def test_a_bomb_is_refused_and_nobody_is_harmed(deflating: Running) -> Non
         await other.follow(1, ">")
         headers = {"Authorization": f"Bearer {deflating.token()}"}
         url = deflating.url.replace("http", "ws") + "/v1/stream"
-        async with websockets.connect(url, additional_headers=headers) as ws:
+        async with websockets.connect(url, additional_headers=headers, ssl=client_tls()) as ws:
             await ws.send('{"type":"write","id":1,"readings":"' + "0" * 5_000_000 + '"}')
             async with asyncio.timeout(PATIENCE):
                 await ws.wait_closed()
