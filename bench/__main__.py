@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench import acceptance, compare, environment, gallery, plans, runner, summary, targets
+from bench import acceptance, compare, environment, gallery, growing, plans, runner, summary, targets
 from bench.micro import instructions, regression, timing
 from bench.micro.paths import PATHS
 from bench.progress import say
@@ -92,10 +92,11 @@ def _add_run_options(command: argparse.ArgumentParser) -> None:
 
 def _add_suites(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     requests, streams = runner.REQUESTS, runner.STREAMS
-    for name, suite, cells, meaning in (
-        ("floors", requests, EVERY, "the gate beside the floors and other servers, in interleaved rounds"),
-        ("ingest", requests, INGEST, "the part of it that writes: one reading per request, and 1,000"),
-        ("live", streams, EVERY, "the streams: fan-out beside others, memory, latency, one who is slow"),
+    for name, suite, cells, group, meaning in (
+        ("floors", requests, EVERY, "", "the gate beside floors and other servers, in interleaved rounds"),
+        ("ingest", requests, INGEST, "", "the part of it that writes: one reading per request, and 1,000"),
+        ("growing", requests, EVERY, growing.GROUP, "the gate on PostgreSQL, with Redis, with two workers"),
+        ("live", streams, EVERY, "", "the streams: fan-out beside others, memory, latency, one who is slow"),
     ):
         command = commands.add_parser(name, help=meaning, description=meaning)
         command.add_argument("--rounds", type=_positive, default=5, help="default 5")
@@ -109,7 +110,7 @@ def _add_suites(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         )
         command.add_argument("--quick", action="store_true", help="2 rounds of 1 s, to see that all works")
         _add_run_options(command)
-        command.set_defaults(run=_measure, suite=suite, whole=cells is EVERY)
+        command.set_defaults(run=_measure, suite=suite, whole=cells is EVERY, group=group)
 
 
 def _add_micro(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -176,7 +177,7 @@ def _interrupted(directory: Path) -> Results:
 
 def _plan(options: argparse.Namespace, known: dict[str, Target]) -> Plan:
     """What `run` measures; ResultsError."""
-    every = runner.all_cells(known, runner.REQUESTS, runner.STREAMS)
+    every = runner.all_cells(known, runner.REQUESTS, runner.STREAMS, named=options.targets)
     if options.targets or options.scenarios:
         cells = plans.select(every, known, options.scenarios, options.targets)
         if options.quick and not options.scenarios:
@@ -207,7 +208,8 @@ def _measure(options: argparse.Namespace) -> int:
     known = targets.load()
     if options.resume is not None:
         return runner.run(_interrupted(options.resume), known)
-    cells = chosen(runner.all_cells(known, options.suite), options.only)
+    every = runner.all_cells(known, options.suite, named=(options.group,))
+    cells = chosen(growing.cells(every) if options.group else every, options.only)
     rounds, seconds, warm_up = (2, 1, 1) if options.quick else (options.rounds, options.seconds, 2)
     if options.suite is runner.STREAMS and seconds > SECONDS_MAX:
         raise ResultsError(f"a measurement of streams takes at most {SECONDS_MAX} s: pings come after that")
@@ -226,7 +228,8 @@ def _list() -> int:
     for target in known.values():
         print(f"{target.name:20} {target.title}: {' '.join(target.scenarios)}")
     requests, streams = (len(runner.all_cells(known, suite)) for suite in (runner.REQUESTS, runner.STREAMS))
-    print(f"\n{requests} cells of requests, {streams} of streams (bench live)")
+    group = len(growing.cells(runner.all_cells(known, named=(growing.GROUP,))))
+    print(f"\n{requests} cells of requests, {streams} of streams (bench live), {group} of bench growing")
     return 0
 
 

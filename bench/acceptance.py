@@ -47,6 +47,7 @@ class Finding(Struct, frozen=True):
 def examine(target: Target) -> Iterator[Finding]:
     """Check all that a target says it does, and its limit; TargetError if it does not start."""
     if target.kind == "loop":
+        yield from _looped(target)
         return
     streams = any(name in LIVE for name in target.scenarios)
     # All but the streams ask so little that they stay below the low limit, which spares a start.
@@ -63,12 +64,21 @@ def examine(target: Target) -> Iterator[Finding]:
             yield _limit(server)
 
 
+def _looped(target: Target) -> Iterator[Finding]:
+    """A loop has nothing to ask: it is run, and its rows are counted."""
+    for name in target.scenarios:
+        if name in SCENARIOS:
+            yield Finding((name,), cells.measure(0, SCENARIOS[name], target, 0, 1).void)
+
+
 def _limit(server: Server) -> Finding:
     return Finding((LIMIT,), _complaint(functools.partial(cells.check_limit, server)))
 
 
 def absent(target: Target) -> list[str]:
     """The scenarios of requests that a target neither takes part in nor gives a reason for."""
+    if target.variant_of:
+        return []
     told = {*target.scenarios, *target.cannot}
     return [name for name in EXPECTED if name not in told]
 

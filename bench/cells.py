@@ -11,7 +11,7 @@ import msgspec
 import psycopg2
 from msgspec import Struct
 
-from bench import contract, disk, targets, verify
+from bench import contract, disk, levels, servers, targets, verify
 from bench.client import Client
 from bench.environment import Cores, CoreWatch, group_cpu
 from bench.live import memory
@@ -19,7 +19,7 @@ from bench.load import curve as offered
 from bench.load import echo, open_loop, wrk
 from bench.load.open_loop import Open
 from bench.load.wrk import Ask, Void
-from bench.processes import Server, run_loop, running
+from bench.processes import Beside, Server, needed, run_loop, running, serving
 from bench.results import Cell, Figures
 from bench.scenarios import Scenario
 from bench.targets import Target, TargetError
@@ -116,9 +116,13 @@ def _served(scenario: Scenario, server: Server, warm_up: int, seconds: int, curv
     if scenario.load == "memory-loaded":
         return _loaded(scenario, server, ask, seconds)
     syncs = _syncs(scenario)
-    before, meter = server.rows(), Meter(server)
+    before, wanted = server.rows(), server.target.levels.get(scenario.name)
+    known = levels.of(server.url) if wanted else None
+    meter = Meter(server)
     closed = wrk.run(server.url, ask, scenario.connections, seconds, _FIRST)
     cpu, beside, cores = meter.read(closed.requests * scenario.readings)
+    if wanted and known is not None:
+        levels.check(wanted, known, levels.of(server.url), closed.requests)
     _still_refused(scenario, server)
     answered = closed.requests * scenario.readings
 
@@ -147,7 +151,8 @@ def _served(scenario: Scenario, server: Server, warm_up: int, seconds: int, curv
 def can_curve(scenario: Scenario) -> bool:
     """Whether the open loop can ask it: it sends the same request again, and takes 200 for an answer."""
     ask = scenario.ask
-    return scenario.load == "closed" and ask.status == 200 and not (ask.cold or ask.batches or ask.closes)
+    varies = ask.cold or ask.batches or ask.devices
+    return scenario.load == "closed" and ask.status == 200 and not (varies or ask.closes)
 
 
 class Meter:
@@ -254,13 +259,35 @@ def _loop(scenario: Scenario, target: Target, warm_up: int, seconds: int) -> Fig
     # The load core makes nothing here: the loop has the server's core and its own bodies.
     # The loop is a child that has ended when the watch is read.
     watch = CoreWatch(float)
-    output, stored = run_loop(target, warm_up, seconds)
-    found = msgspec.json.decode(output, type=Loop)
+    with needed(target) as beside:
+        before = _with_tables(scenario, target, beside) if target.tables else 0
+        looped = run_loop(target, warm_up, seconds, beside=beside)
+        faults = servers.faults(beside.database, target.table) if beside.database else []
+    if faults:
+        raise verify.Unverified(f"expected a durable database, found {', '.join(faults)}")
+    found = msgspec.json.decode(looped.output, type=Loop)
     answered = found.batches * scenario.readings
     inserted = answered + found.warm_up_batches * scenario.readings
+    stored = looped.stored - before
     if stored != inserted:
         raise Void(f"{inserted} readings were inserted, but {stored} stored")
-    return Figures(rate=answered / found.seconds, answered=answered, stored=stored, cores=watch.read())
+    return Figures(
+        rate=answered / found.seconds,
+        answered=answered,
+        stored=stored,
+        cores=watch.read(),
+        beside_us=looped.cpu * _MICROSECONDS / max(1, inserted),
+    )
+
+
+def _with_tables(scenario: Scenario, target: Target, beside: Beside) -> int:
+    """Have another target make the tables of a loop, and show what it does on them; the rows that are there.
+
+    Its devices and series are known then.
+    """
+    with serving(targets.load()[target.tables], beside) as server:
+        check(scenario, server)
+        return server.rows()
 
 
 def settle() -> None:

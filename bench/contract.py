@@ -19,6 +19,10 @@ PAGE_DEVICE = "bench.page"
 READINGS = f"/v1/devices/{DEVICE}/readings"
 BATCHES = f"/v1/devices/{BATCH_DEVICE}/readings"
 LATEST = f"/v1/devices/{DEVICE}/latest"
+# Devices that are asked in turn; @ stands for the number.
+MANY = 1_000
+MANY_DEVICE = "bench.many@"
+MANY_READINGS, MANY_LATEST = f"/v1/devices/{MANY_DEVICE}/readings", f"/v1/devices/{MANY_DEVICE}/latest"
 
 BATCH = 1_000
 PAGE = 100
@@ -116,9 +120,14 @@ def bad_readings() -> dict[str, bytes]:
     }
 
 
-def latest_readings() -> bytes:
-    """The readings that the latest values are asked from."""
-    return json.dumps({"values": LATEST_METRICS}).encode()
+def latest_readings(number: int = 0) -> bytes:
+    """The readings that the latest values are asked from; `number`: of a device."""
+    return json.dumps({"values": latest_values(number)}).encode()
+
+
+def latest_values(number: int) -> dict[str, float]:
+    """The latest values of the device with this number."""
+    return {**LATEST_METRICS, "humidity": LATEST_METRICS["humidity"] + number}
 
 
 def request(method: str, target: str, bearer: str, body: bytes = b"", headers: str = "") -> bytes:

@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -76,14 +77,30 @@ class CoreWatch:
 
 
 def group_cpu(group: int) -> float:
-    """CPU seconds of the processes of a group that live."""
-    ticks = 0
+    """CPU seconds of the processes of a group that live, and of those that they have started."""
+    return sum(family(group).values()) / os.sysconf("SC_CLK_TCK")
+
+
+def family(group: int) -> dict[int, int]:
+    """The ticks of CPU that each process of a group has used, by its id, their descendants included.
+
+    Workers may have groups of their own.
+    """
+    ticks, children, found = {}, defaultdict(list), []
     for path in Path("/proc").glob("[0-9]*/stat"):
         # After the name, which may have blanks and parentheses, come state, parent and group.
         fields = _read(path).rpartition(")")[2].split()
-        if fields and int(fields[2]) == group:
-            ticks += int(fields[11]) + int(fields[12])
-    return ticks / os.sysconf("SC_CLK_TCK")
+        if fields:
+            process = int(path.parent.name)
+            ticks[process] = int(fields[11]) + int(fields[12])
+            if int(fields[2]) == group:
+                found.append(process)
+            else:
+                children[int(fields[1])].append(process)
+    # It grows while it is gone through.
+    for process in found:
+        found += children[process]
+    return {process: ticks[process] for process in found}
 
 
 def tree_cpu(process: int) -> float:

@@ -1,4 +1,4 @@
-"""What the gate must reach: the table Speed of issue 3, as ratios inside one run."""
+"""What the gate must reach: the tables Speed of issues 3 and 5, as ratios inside one run."""
 
 from msgspec import Struct
 
@@ -20,6 +20,18 @@ class Deadline(Struct, frozen=True):
     stretch: bool = False
 
 
+class Cost(Struct, frozen=True):
+    """The target's CPU for each request of `cell` must be at most `factor` of what `against` takes.
+
+    All its processes count, what runs beside it does not.
+    """
+
+    cell: str
+    against: str
+    factor: float
+    stretch: bool = False
+
+
 L1 = "hello@raw_httptools"
 
 MUSTS = (
@@ -37,6 +49,32 @@ MUSTS = (
     Must("latest-cold@tidegate", L1, 0.55, stretch=True),
     Must("write-cold@tidegate", L1, 0.45, stretch=True),
     Must("batch@tidegate", "batch@bare_sqlite", 0.8, stretch=True),
+    # Issue 5, measured by `bench growing`.
+    *(
+        must
+        for name in ("write", "write-256")
+        for must in (
+            Must(f"{name}@tidegate_postgres", f"{name}@fastapi_asyncpg", 12.0),
+            Must(f"{name}@tidegate_postgres", f"{name}@aiohttp_aiopg", 6.0),
+            Must(f"{name}@tidegate_postgres", f"{name}@fastapi_asyncpg", 20.0, stretch=True),
+        )
+    ),
+    Must("batch@tidegate_postgres", "batch@psql_copy", 0.5),
+    Must("batch@tidegate_postgres", "batch@psql_copy", 0.8, stretch=True),
+    Must("latest-many@tidegate_miss", "latest-many@uvicorn_uncached", 1.0),
+    Must("latest-many@tidegate_redis", "latest-many@tidegate_miss", 5.0),
+)
+
+# Two workers against one, then limits that are shared against those of a process.
+COSTS = (
+    Cost("latest@tidegate_two", "latest@tidegate_postgres", 1.1),
+    Cost("page@tidegate_two", "page@tidegate_postgres", 1.1),
+    Cost("latest@tidegate_two", "latest@tidegate_postgres", 1.0, stretch=True),
+    Cost("page@tidegate_two", "page@tidegate_postgres", 1.0, stretch=True),
+    Cost("latest@tidegate_shared", "latest@tidegate_postgres", 1.05),
+    Cost("write@tidegate_shared", "write@tidegate_postgres", 1.05),
+    Cost("latest@tidegate_two_shared", "latest@tidegate_two", 1.05),
+    Cost("write@tidegate_two_shared", "write@tidegate_two", 1.05),
 )
 
 DEADLINES = (

@@ -19,7 +19,7 @@ from msgspec import Struct
 
 from bench import servers
 from bench.contract import LIMIT, SECRET
-from bench.environment import DATA, SERVER_CORE, group_cpu
+from bench.environment import DATA, SERVER_CORE, family, group_cpu
 from bench.servers import Backing
 from bench.targets import HOME, POSTGRESQL, Target, TargetError
 
@@ -49,13 +49,7 @@ class Server(Struct, frozen=True):
 
     def rows(self) -> int:
         """The rows that are committed in its database, read behind its back; 0 without one or a table."""
-        if self.database:
-            try:
-                count: int = servers.query(self.database, self.target.rows)[0][0]
-            except psycopg2.errors.UndefinedTable:
-                return 0
-            return count
-        return count_rows(self.target, self.data)
+        return count_rows(self.target, self.data, self.database)
 
     def faults(self) -> list[str]:
         """What makes its commits less than durable, as far as its database tells."""
@@ -66,29 +60,66 @@ class Server(Struct, frozen=True):
         return bool(self.database) and servers.pending(self.database)
 
 
+class Beside(Struct, frozen=True):
+    """What runs beside a target: the servers, and where they are, by the name that its description has."""
+
+    servers: tuple[Backing, ...] = ()
+    urls: dict[str, str] = {}
+
+    @property
+    def database(self) -> str:
+        """URL of its PostgreSQL database, "" without one."""
+        return self.urls.get("database", "")
+
+    def cpu(self) -> float:
+        """The CPU seconds that they have used."""
+        return sum(each.cpu() for each in self.servers)
+
+
+class Looped(Struct, frozen=True):
+    """What a loop printed, how many rows it left behind, and the CPU seconds of what ran beside it."""
+
+    output: bytes
+    stored: int
+    cpu: float = 0.0
+
+
+@contextmanager
+def needed(target: Target) -> Iterator[Beside]:
+    """A fresh PostgreSQL and a fresh Redis, if the target needs them; TargetError if they do not start."""
+    with contextlib.ExitStack() as stack:
+        found: dict[str, Backing] = {}
+        try:
+            if target.database == POSTGRESQL:
+                found["database"] = stack.enter_context(servers.postgresql())
+            if target.redis:
+                found["redis"] = stack.enter_context(servers.redis())
+        except (servers.ServerError, psycopg2.Error) as error:
+            raise TargetError(f"{target.name}: {error}") from error
+        yield Beside(tuple(found.values()), {name: each.url for name, each in found.items()})
+
+
 @contextmanager
 def running(target: Target, limit: int = LIMIT) -> Iterator[Server]:
-    """The server, ready; `limit`: requests per minute of a principal.
+    """The server, ready, with what it needs beside it; `limit`: requests per minute of a principal.
 
     TargetError if it, or what it needs beside it, does not start, with what it said last.
     """
+    with needed(target) as beside, serving(target, beside, limit) as server:
+        yield server
+
+
+@contextmanager
+def serving(target: Target, beside: Beside, limit: int = LIMIT) -> Iterator[Server]:
+    """The server, ready, on what runs beside it already; TargetError if it does not start."""
     with contextlib.ExitStack() as stack:
-        beside, values = [], {"limit": str(limit)}
-        try:
-            if target.database == POSTGRESQL:
-                beside.append(stack.enter_context(servers.postgresql()))
-                values["database"] = beside[-1].url
-            if target.redis:
-                beside.append(stack.enter_context(servers.redis()))
-                values["redis"] = beside[-1].url
-        except (servers.ServerError, psycopg2.Error) as error:
-            raise TargetError(f"{target.name}: {error}") from error
         data = stack.enter_context(_fresh_directory())
         said = stack.enter_context(tempfile.TemporaryFile())
         port = _free_port()
         _refuse_busy(port)
         began = time.monotonic()
-        process = _start(target, data, said, {**values, "port": str(port)})
+        values = {**beside.urls, "limit": str(limit), "port": str(port)}
+        process = _start(target, data, said, values)
         stack.callback(_stop, process, 0.0 if target.deaf else STOP_TIMEOUT)
         _await_start(process, port, target, said)
         yield Server(
@@ -97,16 +128,20 @@ def running(target: Target, limit: int = LIMIT) -> Iterator[Server]:
             target,
             process.pid,
             time.monotonic() - began,
-            tuple(beside),
-            values.get("database", ""),
+            beside.servers,
+            beside.database,
         )
 
 
-def run_loop(target: Target, warm_up: float, seconds: float, scenario: str = "") -> tuple[bytes, int]:
-    """What a loop prints, and how many rows it left behind; TargetError."""
+def run_loop(
+    target: Target, warm_up: float, seconds: float, scenario: str = "", beside: Beside | None = None
+) -> Looped:
+    """Run a loop to its end, on what runs beside it; TargetError."""
+    beside = beside or Beside()
     with _fresh_directory() as data, tempfile.TemporaryFile() as said:
-        values = {"warm_up": str(warm_up), "seconds": str(seconds), "scenario": scenario}
-        process = _start(target, data, said, values, subprocess.PIPE)
+        times = {"warm_up": str(warm_up), "seconds": str(seconds), "scenario": scenario}
+        spent = beside.cpu()
+        process = _start(target, data, said, {**times, **beside.urls}, subprocess.PIPE)
         try:
             output, _ = process.communicate(timeout=warm_up + seconds + LOOP_PATIENCE)
         except subprocess.TimeoutExpired as error:
@@ -115,13 +150,19 @@ def run_loop(target: Target, warm_up: float, seconds: float, scenario: str = "")
             _stop(process, STOP_TIMEOUT)
         if process.returncode:
             raise TargetError(f"{target.name} ended with {process.returncode}: {_last_words(said)}")
-        return output, count_rows(target, data)
+        return Looped(output, count_rows(target, data, beside.database), beside.cpu() - spent)
 
 
-def count_rows(target: Target, data: Path) -> int:
-    """The rows that are committed in a target's database; 0 if it has none."""
+def count_rows(target: Target, data: Path, database: str = "") -> int:
+    """The rows that are committed in a target's database; 0 if it has none, or no table yet."""
     if not target.database:
         return 0
+    if target.database == POSTGRESQL:
+        try:
+            found: int = servers.query(database, target.rows)[0][0]
+        except psycopg2.errors.UndefinedTable:
+            return 0
+        return found
     connection = sqlite3.connect(f"file:{data / target.database}?mode=ro", uri=True, timeout=30)
     with contextlib.closing(connection):
         count: int = connection.execute(target.rows).fetchone()[0]
@@ -167,6 +208,10 @@ def _stop(process: "subprocess.Popen[bytes]", patience: float) -> None:
         process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(patience)
+    # As long as the first one lives it is known whose the others are, whatever their groups.
+    for each in family(process.pid) if process.poll() is None else ():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(each, signal.SIGKILL)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait(STOP_TIMEOUT)

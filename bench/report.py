@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from bench.environment import Cores
 from bench.figures import Spread, ratios, spread
-from bench.musts import DEADLINES, L1, MUSTS, Must
+from bench.musts import COSTS, DEADLINES, L1, MUSTS, Cost, Must
 from bench.results import Cell, Figures, Plan
 from bench.scenarios import SCENARIOS
 
@@ -25,7 +25,7 @@ def render(plan: Plan, cells: Sequence[Cell], titles: Mapping[str, str]) -> str:
     """The tables of requests; `cells`: the last word on each, `titles`: of the targets, by name."""
     figures = {name: by_round(cells, name) for name in plan.cells}
     parts = [
-        section("Musts", table(MUST_HEAD, [*compared(figures, MUSTS), *_deadlines(figures)])),
+        section("Musts", table(MUST_HEAD, _musts(figures))),
         section("Cells", table(_CELL_HEAD, _cells(figures, titles)), _OVERLOAD),
         section("Tidegate beside each hello", _beside(figures, titles)),
         section("Open loop at half of the own maximum", table(_OPEN_HEAD, _opens(figures))),
@@ -41,6 +41,7 @@ def is_void(plan: Plan, cells: Sequence[Cell]) -> bool:
 
 
 Rounds = Mapping[int, Figures]
+_UNMEASURED = "NOT MEASURED"
 MUST_HEAD = ("what", "beside", "wanted", "found", "")
 _CELL_HEAD = ("scenario", "target", "per second (min - max)", "of L1", "p99 ms", "server core", "load core")
 _OPEN_HEAD = ("cell", "planned/s", "p50 ms", "p99 ms (min - max)", "p99.9 ms", "disk p99 ms", "lag p99 ms")
@@ -56,15 +57,40 @@ def rates(rounds: Rounds) -> dict[int, float]:
     return {number: figures.rate for number, figures in rounds.items()}
 
 
+def _musts(figures: Mapping[str, Rounds]) -> list[tuple[str, ...]]:
+    return [*compared(figures, MUSTS), *_costs(figures, COSTS), *_deadlines(figures)]
+
+
 def compared(figures: Mapping[str, Rounds], musts: Iterable[Must]) -> Iterator[tuple[str, ...]]:
-    """A line for each of the musts whose two cells were measured."""
+    """A line for each of the musts whose two cells are in the plan."""
     for must in musts:
-        ours, theirs = figures.get(must.cell), figures.get(must.against)
-        found = spread(ratios(rates(ours), rates(theirs))) if ours and theirs else None
-        if found is not None:
+        wanted = f">= {must.factor:.2f} x"
+        if (found := _ratio(figures, must, lambda each: each.rate)) is not None:
             by = found.median / must.factor - 1
-            wanted = f">= {must.factor:.2f} x"
             yield must.cell, must.against, wanted, span(found, ".2f", " x"), verdict(by, must.stretch)
+        elif must.cell in figures and must.against in figures:
+            yield must.cell, must.against, wanted, "", _UNMEASURED
+
+
+def _costs(figures: Mapping[str, Rounds], costs: Iterable[Cost]) -> Iterator[tuple[str, ...]]:
+    for cost in costs:
+        wanted = f"CPU of each <= {cost.factor:.2f} x"
+        if (found := _ratio(figures, cost, lambda each: each.cpu_us)) is not None:
+            by = 1 - found.median / cost.factor
+            yield cost.cell, cost.against, wanted, span(found, ".2f", " x"), verdict(by, cost.stretch)
+        elif cost.cell in figures and cost.against in figures:
+            yield cost.cell, cost.against, wanted, "", _UNMEASURED
+
+
+def _ratio(
+    figures: Mapping[str, Rounds], must: Must | Cost, pick: Callable[[Figures], float]
+) -> Spread | None:
+    """Of what its two cells found, within rounds; None without a round that has both."""
+    ours, theirs = (
+        {number: pick(each) for number, each in figures.get(name, {}).items()}
+        for name in (must.cell, must.against)
+    )
+    return spread(ratios(ours, theirs))
 
 
 def _deadlines(figures: Mapping[str, Rounds]) -> Iterator[tuple[str, ...]]:

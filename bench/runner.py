@@ -3,7 +3,7 @@
 import random
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -57,8 +57,11 @@ def suite_of(name: str) -> Suite:
     return STREAMS if name.partition("@")[0] in LIVE else REQUESTS
 
 
-def all_cells(known: Mapping[str, Target], *suites: Suite) -> list[str]:
-    """Every SCENARIO@TARGET of the suites that a description names; TargetError for an unknown scenario."""
+def all_cells(known: Mapping[str, Target], *suites: Suite, named: Container[str] = ()) -> list[str]:
+    """Every SCENARIO@TARGET of the suites that a description names; TargetError for an unknown scenario.
+
+    Those of a target that has a group only where it, or its group, is named.
+    """
     for target in known.values():
         if unknown := set(target.scenarios) - set(SCENARIOS) - set(LIVE):
             raise TargetError(f"{target.name} names scenarios that there are not: {sorted(unknown)}")
@@ -67,7 +70,7 @@ def all_cells(known: Mapping[str, Target], *suites: Suite) -> list[str]:
         for suite in suites or (REQUESTS,)
         for name in suite.scenarios
         for target in known.values()
-        if name in target.scenarios
+        if name in target.scenarios and (not target.group or target.group in named or target.name in named)
     ]
 
 

@@ -52,6 +52,7 @@ class Scenario(Struct, frozen=True):
 
 _HELLO = Ask(path="/hello")
 _LATEST = Ask(path=contract.LATEST, token="*")
+_MANY = Ask(path=contract.MANY_LATEST, token="*", devices=contract.MANY)
 _WRITE = Ask("POST", contract.READINGS, contract.READING, "*")
 _PAGE = Ask(path=contract.PAGE_QUERY, token="*")
 _BATCH = Ask("POST", contract.BATCHES, token="*", batches=True)
@@ -75,6 +76,9 @@ SCENARIOS = {
         Scenario("latest", "GET latest values, from memory; JWT, limit", _LATEST, verify.latest),
         Scenario("latest-cold", "the same, a head of its own each", _cold(_LATEST), verify.latest),
         Scenario(
+            "latest-many", "the same of 1,000 devices in turn, from PostgreSQL or Redis", _MANY, verify.many
+        ),
+        Scenario(
             "write",
             "POST one reading, 200 after its durable commit; JWT, limit, validation",
             _WRITE,
@@ -82,6 +86,14 @@ SCENARIOS = {
             stores=True,
         ),
         Scenario("write-cold", "the same, a head of its own each", _cold(_WRITE), verify.write, stores=True),
+        Scenario(
+            "write-256",
+            "write on 256 connections",
+            _WRITE,
+            verify.write,
+            connections=256,
+            stores=True,
+        ),
         Scenario(
             "batch",
             "POST 1,000 readings as JSON, 200 after their durable commit",

@@ -158,6 +158,26 @@ def latest(subject: Subject) -> None:
     _guarded(client, "GET", contract.LATEST)
 
 
+def many(subject: Subject) -> None:
+    """As `latest`; then many devices are written, each with a value of its own, and asked for it."""
+    latest(subject)
+    client = subject.client
+    for number in range(contract.MANY):
+        # Not all by one principal, whose limit may be low.
+        token = contract.token(subject=f"many-{number // (_BURST_MIN // 2)}")
+        path, body = _numbered(contract.MANY_READINGS, number), contract.latest_readings(number)
+        _accepted(client.ask("POST", path, body, token=token), len(contract.LATEST_METRICS))
+        answer = client.ask("GET", _numbered(contract.MANY_LATEST, number), token=token)
+        _expect(answer, 200, f"for GET latest of device {number}")
+        found = {name: metric["value"] for name, metric in _json(answer)["metrics"].items()}
+        if found != contract.latest_values(number):
+            raise Unverified(f"expected the values of device {number} of many, found {found}")
+
+
+def _numbered(path: str, number: int) -> str:
+    return path.replace("@", str(number))
+
+
 def page(subject: Subject) -> None:
     """GET of a page: the readings of the range asked for, in order, and where the next page begins."""
     client = subject.client

@@ -133,6 +133,6 @@ def _idle(scenario: Scenario, server: Server) -> Figures:
 
 def _loop(scenario: Scenario, target: Target, warm_up: int, seconds: int) -> Figures:
     watch = CoreWatch(float)
-    output, _ = run_loop(target, warm_up, seconds, scenario=scenario.name)
-    found = msgspec.json.decode(output, type=Loop)
+    looped = run_loop(target, warm_up, seconds, scenario=scenario.name)
+    found = msgspec.json.decode(looped.output, type=Loop)
     return Figures(rate=found.batches * found.readings / found.seconds, cores=watch.read())

@@ -3,31 +3,19 @@
 import os
 from pathlib import Path
 
+from bench.environment import family
+
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
-def members(group: int) -> list[int]:
-    """The processes of a group that live."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            # After the name, which may have blanks and parentheses, come state, parent and group.
-            fields = path.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if int(fields[2]) == group:
-            found.append(int(path.parent.name))
-    return found
-
-
 def resident(group: int) -> int:
-    """Bytes of a group that are in memory (RSS)."""
-    return _PAGE * sum(int(_read(pid, "statm").split()[1]) for pid in members(group))
+    """Bytes of a group, and of what it has started, that are in memory (RSS)."""
+    return _PAGE * sum(int(_read(pid, "statm").split()[1]) for pid in family(group))
 
 
 def proportional(group: int) -> int:
     """Bytes of a group in memory, shared pages by their share (PSS); what sockets hold is the kernel's."""
-    return 1024 * sum(pss(_read(pid, "smaps_rollup")) for pid in members(group))
+    return 1024 * sum(pss(_read(pid, "smaps_rollup")) for pid in family(group))
 
 
 def pss(rollup: str) -> int:

@@ -41,6 +41,7 @@ class Closed(Struct, frozen=True):
 class Ask(Struct, frozen=True):
     """The request of a load. `cold`: each has a head of its own; `batches`: 1,000 readings of its own.
 
+    `devices`: each asks the next of so many, whose number stands for the @ of the path.
     `closes`: each has a connection of its own. `status`: of every answer; one that is not 200 has to be at
     least 400, which wrk counts without telling them apart.
     """
@@ -53,6 +54,7 @@ class Ask(Struct, frozen=True):
     batches: bool = False
     closes: bool = False
     status: int = 200
+    devices: int = 0
 
 
 def run(url: str, ask: Ask, connections: int, seconds: int, first: int = 0) -> Closed:
@@ -66,6 +68,7 @@ def run(url: str, ask: Ask, connections: int, seconds: int, first: int = 0) -> C
             "BENCH_BODY": body.name if ask.body else "",
             "BENCH_COLD": "1" if ask.cold else "0",
             "BENCH_CLOSES": "1" if ask.closes else "0",
+            "BENCH_DEVICES": str(ask.devices),
             "BENCH_FIRST": str(first),
             "BENCH_EPOCH": str(EPOCH),
         }
