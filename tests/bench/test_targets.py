@@ -3,13 +3,15 @@
 import json
 import os
 import re
+import time
 from pathlib import Path
 
 import pytest
 
 from bench.acceptance import absent
 from bench.cells import measure
-from bench.musts import DEADLINES, MUSTS
+from bench.environment import family, group_cpu
+from bench.musts import COSTS, DEADLINES, MUSTS, Cost, Must
 from bench.processes import running
 from bench.runner import all_cells
 from bench.scenarios import SCENARIOS
@@ -23,6 +25,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send_response(204)
         self.end_headers()
 http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
+"""
+# Works until it is killed, in a session of its own, whatever it is told.
+WORKER = """
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+if os.fork() == 0:
+    os.setsid()
+    while True: pass
 """
 LOOP = """
 import json, sqlite3, sys
@@ -40,14 +49,15 @@ def test_the_descriptions_name_scenarios_that_there_are() -> None:
 
 
 def test_what_must_be_reached_is_measured() -> None:
-    cells = set(all_cells(load()))
-    wanted = {must.cell for must in MUSTS} | {must.against for must in MUSTS}
+    cells = set(all_cells(load(), named=load()))
+    every: list[Must | Cost] = [*MUSTS, *COSTS]
+    wanted = {name for must in every for name in (must.cell, must.against)}
     assert wanted | {deadline.cell for deadline in DEADLINES} <= cells
 
 
 @pytest.mark.parametrize("name", [n for n, target in load().items() if target.environment == "own"])
 def test_a_target_pins_what_it_needs(name: str) -> None:
-    pins = (HOME / name / "requirements.txt").read_text().splitlines()
+    pins = (load()[name].folder / "requirements.txt").read_text().splitlines()
     assert pins
     assert all(re.fullmatch(r"[a-z0-9-]+==[0-9.]+(post[0-9]+)?", pin) for pin in pins)
 
@@ -104,6 +114,46 @@ def test_no_target_outlives_its_cell(extra: str, monkeypatch: pytest.MonkeyPatch
         os.killpg(group, 0)
     assert not data.exists()
     assert not any(_group(path) == group for path in Path("/proc").glob("[0-9]*/stat"))
+
+
+def test_workers_with_groups_of_their_own_count_and_end_with_their_target(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("bench.processes.STOP_TIMEOUT", 1.0)
+    target = Target("x", ["-c", SERVER.format(extra=WORKER), "{port}"], [], "house", name="mine")
+    with running(target) as server:
+        first, *others = sorted(family(server.group))
+        assert first == server.group
+        (worker,) = others
+        assert _group(Path(f"/proc/{worker}/stat")) == worker
+        deadline = time.monotonic() + 10
+        while group_cpu(server.group) < 0.2 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert family(server.group)[worker] >= 10
+    # Nobody waits for it: it is killed, but ends when it gets to run.
+    deadline = time.monotonic() + 10
+    while (alive := _group(Path(f"/proc/{worker}/stat"))) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not alive
+
+
+def test_a_variant_is_its_target_but_for_what_it_says(tmp_path: Path) -> None:
+    for name, text in {
+        "base": 'title = "b"\ncommand = ["x"]\nscenarios = ["write", "page"]\nlimited = true\n'
+        '[variables]\nA = "1"\nB = "2"\n[cannot]\nhello = "no"\n',
+        "mine": 'title = "m"\nvariant_of = "base"\nscenarios = ["write"]\n[variables]\nB = "3"\n',
+        "_off": 'title = "m"\nvariant_of = "none"\n',
+    }.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "target.toml").write_text(text)
+    base, mine = load(tmp_path)["base"], load(tmp_path)["mine"]
+    assert (mine.title, mine.command, mine.scenarios, mine.limited) == ("m", ["x"], ["write"], True)
+    assert mine.variables == {"A": "1", "B": "3"}
+    assert mine.folder == base.folder
+    assert absent(mine) == []
+    (tmp_path / "_off").rename(tmp_path / "off")
+    with pytest.raises(TargetError, match=r"off/target\.toml.*none"):
+        load(tmp_path)
 
 
 @pytest.mark.parametrize(
