@@ -7,16 +7,17 @@ wrk.headers["Authorization"] = "Bearer " .. os.getenv("BENCH_TOKEN")
 local BATCH = 1000
 local number = tonumber(os.getenv("BENCH_FIRST"))
 local epoch = tonumber(os.getenv("BENCH_EPOCH"))
-local pieces, values = {}, {}
+-- Times of a batch differ in their last three digits alone: all of a body but the digits before stays as it is,
+-- and costs the generator next to nothing.
+local pieces = {'[{"metric": "m0", "ts": '}
 for n = 0, BATCH - 1 do
-   values[n] = string.format('{"metric": "m%d", "ts": %%.0f, "value": %s}', n % 10, 20 + n / 100)
+   local value = string.format('%03d, "value": %s}', n, 20 + n / 100)
+   local following = string.format(', {"metric": "m%d", "ts": ', (n + 1) % 10)
+   pieces[n + 2] = value .. (n < BATCH - 1 and following or "]")
 end
 
 function request()
-   local start = epoch + number * BATCH
-   for n = 0, BATCH - 1 do
-      pieces[n + 1] = string.format(values[n], start + n)
-   end
+   local thousands = string.format("%.0f", epoch / BATCH + number)
    number = number + 1
-   return wrk.format(nil, nil, nil, "[" .. table.concat(pieces, ", ") .. "]")
+   return wrk.format(nil, nil, nil, table.concat(pieces, thousands))
 end

@@ -1,6 +1,7 @@
 """`bench growing` measures what issue 5 asks for, each cell what its name says; a full run does without."""
 
 import http.server
+import json
 import threading
 from pathlib import Path
 
@@ -248,6 +249,39 @@ def test_many_devices_are_asked_in_turn() -> None:
     assert len(asked) > 21
     first = int(asked[0][3])
     assert asked == [f"/of{(first + n) % 7}/x Bearer t" for n in range(len(asked))]
+
+
+@pytest.mark.system
+def test_batches_are_those_of_the_contract_one_after_the_other() -> None:
+    sent: list[bytes] = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:
+            sent.append(self.rfile.read(int(self.headers["Content-Length"])))
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *args: object) -> None: ...
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        ask = Ask("POST", "/x", token="t", batches=True)
+        wrk.run(f"http://127.0.0.1:{server.server_port}", ask, 1, 1, first=1_000_000)
+        server.shutdown()
+        thread.join()
+    assert len(sent) > 3
+    # wrk makes one to see what it is, and never sends it.
+    assert [_readings(body) for body in sent[:3]] == [
+        _readings(contract.batch(1_000_001 + n)) for n in range(3)
+    ]
+
+
+def _readings(body: bytes) -> list[tuple[str, int, float]]:
+    """Of a batch; Lua prints numbers with fewer digits."""
+    return [(each["metric"], each["ts"], round(each["value"], 9)) for each in json.loads(body)]
 
 
 # -- the floor of a batch ------------------------------------------------------------------------
