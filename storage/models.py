@@ -114,6 +114,10 @@ class Verdict(IntEnum):
     AHEAD = 3
 
 
+# An answer is kept for its idempotency key for this long.
+IDEMPOTENCY_SECONDS = 24 * 3600
+
+
 class Idempotency(Struct, frozen=True):
     """Makes a write repeatable: `digest` tells whether the same key comes with the same body."""
 
@@ -192,7 +196,11 @@ class Batch(Struct, frozen=True, array_like=True):
 
 
 class Appended(Struct, frozen=True):
-    """What one call of the engine made of some writes: one result each, in their order."""
+    """What one call of the engine made of some writes: one result each, in their order.
+
+    `late`: what an earlier call turned out to have stored, whose writers were told that nobody knows.
+    """
 
     results: list[Result]
     batch: Batch | None = None
+    late: Batch | None = None
