@@ -92,9 +92,9 @@ class Digest(Struct, frozen=True):
             return None
         return spread(ratios(self.cells[name].rates, self.cells[against].rates))
 
-    def house(self, scenario: str) -> Measured | None:
-        """The gate in a scenario."""
-        cell = self.cells.get(f"{scenario}@{HOUSE}")
+    def house(self, scenario: str, target: str = HOUSE) -> Measured | None:
+        """The gate in a scenario; `target`: on one of its databases."""
+        cell = self.cells.get(f"{scenario}@{target}")
         return cell if cell is not None and cell.rates else None
 
 

@@ -14,7 +14,9 @@ from bench.targets import POSTGRESQL, Target
 HOUSE = "tidegate"
 FLOOR = "raw_httptools"
 # The gate on the database that peers have: its like-for-like beside them.
-HOUSE_LIKE = "tidegate_postgres"
+HOUSE_ON_POSTGRESQL = "tidegate_postgres"
+# Targets that are no servers, but what is physically there to be had.
+_FLOORS = ("raw_", "bare_")
 # Peers that are asked everything of EIGHT: what a team would choose from, and the fastest of each kind.
 CHOSEN = (
     "aiohttp_asyncpg",
@@ -56,6 +58,16 @@ CANARY = f"hello@{FLOOR}"
 CEILING = "hello-ceiling@raw_constant"
 
 
+def is_house(target: str) -> bool:
+    """Whether a target is the gate, or a part of it."""
+    return target.startswith(HOUSE)
+
+
+def is_floor(target: str) -> bool:
+    """Whether a target is no server, but does less than the contract asks."""
+    return target.startswith(_FLOORS)
+
+
 def full(names: Sequence[str]) -> list[str]:
     """Of all cells those of a full run: the gate (on both databases) and CHOSEN on EIGHT, others on ALL."""
     return [name for name in names if _wanted(*_parts(name))]
@@ -64,7 +76,7 @@ def full(names: Sequence[str]) -> list[str]:
 def _wanted(scenario: str, target: str) -> bool:
     if target == HOUSE:
         return scenario in (*EIGHT, *OPEN)
-    if target in (*CHOSEN, HOUSE_LIKE):
+    if target in (*CHOSEN, HOUSE_ON_POSTGRESQL):
         return scenario in EIGHT
     if f"{scenario}@{target}" == CEILING:
         return True

@@ -26,8 +26,8 @@ def test_a_full_run_asks_the_chosen_everything_and_all_others_hello_and_write() 
     for target in plans.CHOSEN:
         assert by_target[target] == set(plans.EIGHT), target
     assert by_target[plans.HOUSE] == {*plans.EIGHT, *plans.OPEN}
-    assert by_target[plans.HOUSE_LIKE] == set(plans.EIGHT)
-    others = set(by_target) - {*plans.CHOSEN, plans.HOUSE, plans.HOUSE_LIKE, "bare_sqlite"}
+    assert by_target[plans.HOUSE_ON_POSTGRESQL] == set(plans.EIGHT)
+    others = set(by_target) - {*plans.CHOSEN, plans.HOUSE, plans.HOUSE_ON_POSTGRESQL, "bare_sqlite"}
     assert by_target["raw_constant"] == {"hello", "hello-ceiling"}
     assert all(by_target[target] <= set(plans.ALL) for target in others - {"raw_constant"})
     # Everybody who can is there.
