@@ -80,11 +80,11 @@ def told(run: Digest) -> Iterator[str]:
     """The same in words, a sentence for each of OURS."""
     for each in standings(run):
         text = (
-            f"`{each.scenario}` with everything on, {each.rate.median:,.0f}/s, is above the `hello` of "
+            f"`{each.scenario}` with everything on, {each.rate.median:,.0f}/s: faster than the `hello` of "
             f"{len(each.above)} of {each.peers} others in every round"
         )
-        for what, targets in (("about even with", each.even), ("below", each.below)):
+        for what, targets in (("faster in some rounds than that of", each.even), ("slower than", each.below)):
             if targets:
-                names = ", ".join(run.titles[target] for target in targets)
-                text += f"; {what} {len(targets)}: {names}"
+                names = "; ".join(run.titles[target] for target in targets)
+                text += f", {what} {len(targets)} ({names})"
         yield f"{text}."

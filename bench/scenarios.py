@@ -70,7 +70,7 @@ def _cold(ask: Ask) -> Ask:
 SCENARIOS = {
     scenario.name: scenario
     for scenario in (
-        Scenario("hello", "GET a tiny JSON, no checks", _HELLO, verify.hello),
+        Scenario("hello", "GET a tiny JSON, no checks (of the gate: /livez)", _HELLO, verify.hello),
         Scenario("hello-cold", "the same, a head of its own each", _cold(_HELLO), verify.hello),
         Scenario("latest", "GET latest values, from memory; JWT, limit", _LATEST, verify.latest),
         Scenario("latest-cold", "the same, a head of its own each", _cold(_LATEST), verify.latest),

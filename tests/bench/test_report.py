@@ -173,15 +173,15 @@ def test_the_gate_in_full_is_told_by_each_hello_round_by_round(tmp_path: Path) -
     (standing,) = everything.standings(run)
     assert (standing.above, standing.even, standing.below) == (["slow"], ["even"], ["quick"])
     assert list(everything.told(run)) == [
-        "`write` with everything on, 45/s, is above the `hello` of 1 of 3 others in every round; "
-        "about even with 1: even; below 1: quick."
+        "`write` with everything on, 45/s: faster than the `hello` of 1 of 3 others in every round, "
+        "faster in some rounds than that of 1 (even), slower than 1 (quick)."
     ]
 
 
 def test_everything_on_stands_in_summary_page_and_plots(run: Results, tmp_path: Path) -> None:
     text = summary.render(run)
     assert "- `latest` with everything on, 60," in text
-    assert "above the `hello` of 1 of 1 others in every round." in text
+    assert "/s: faster than the `hello` of 1 of 1 others in every round." in text
     assert "| L1: uvloop + httptools (floor) | " in text
     data = data_of(page.render(run))
     assert [each["target"] for each in data["greetings"]] == [  # type: ignore[attr-defined]
