@@ -4,6 +4,7 @@ An environment lies in the target's folder, out of git, and is made again when a
 compiled target changes.
 """
 
+import fcntl
 import importlib.metadata
 import json
 import os
@@ -12,7 +13,8 @@ import shutil
 import subprocess
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from bench.environment import ROOT
@@ -42,11 +44,12 @@ class Toolchain(ABC):
         """Make the environment of `home` if it is not there; whether it was made. ToolchainError."""
         wanted = "".join(f"{path.name}\n{path.read_text()}" for path in self.files(home))
         stamp = self.place(home) / "stamp"
-        if stamp.exists() and stamp.read_text() == wanted:
-            return False
-        print(f"installing {home.name}", file=sys.stderr)
-        self.install(home)
-        stamp.write_text(wanted)
+        with _alone(home):
+            if stamp.exists() and stamp.read_text() == wanted:
+                return False
+            print(f"installing {home.name}", file=sys.stderr)
+            self.install(home)
+            stamp.write_text(wanted)
         return True
 
     def files(self, home: Path) -> list[Path]:
@@ -201,6 +204,17 @@ class Go(Toolchain):
 
 
 TOOLCHAINS: dict[str, Toolchain] = {"own": Python(), "house": House(), "node": Node(), "go": Go()}
+
+
+@contextmanager
+def _alone(home: Path) -> Iterator[None]:
+    """Other processes that want the same environment wait: no longer than INSTALL_TIMEOUT lets its maker."""
+    folder = os.open(home, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)
 
 
 def _uv() -> str | None:

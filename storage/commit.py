@@ -159,9 +159,10 @@ class GroupCommit:
         batch = appended.batch
         with self._apart("observer"):
             self._observe(0 if batch is None else len(batch.readings), self._loop.time() - started)
-        if batch is not None:
-            with self._apart("publisher"):
-                self._publish(batch)
+        for stored in (appended.late, batch):
+            if stored is not None:
+                with self._apart("publisher"):
+                    self._publish(stored)
         self._count(appended.results)
         # Nobody is left where the writers were told that nobody knows.
         for write, result in zip(left, appended.results, strict=False):

@@ -192,7 +192,11 @@ class Batch(Struct, frozen=True, array_like=True):
 
 
 class Appended(Struct, frozen=True):
-    """What one call of the engine made of some writes: one result each, in their order."""
+    """What one call of the engine made of some writes: one result each, in their order.
+
+    `late`: what an earlier call turned out to have stored, whose writers were told that nobody knows.
+    """
 
     results: list[Result]
     batch: Batch | None = None
+    late: Batch | None = None

@@ -9,7 +9,7 @@ import msgspec
 
 from storage.errors import StorageError, Unavailable
 from storage.log import LogPage, LogState, Range, RangePage
-from storage.models import Appended, Bucket, Client, Device, Latest, Revocation, Write
+from storage.models import Appended, Batch, Bucket, Client, Device, Latest, Revocation, Write
 from storage.patterns import Selection
 from storage.postgres import registry, schema
 from storage.postgres.names import Names
@@ -75,6 +75,8 @@ class PostgresEngine:
         self._closed = False
         self._appending: set[asyncio.Task[None]] = set()
         self._settling: asyncio.Task[None] | None = None
+        # What `_settling` found to be stored: for the next commit, so that its answer finds it published.
+        self._late: Batch | None = None
         self._summarizing: asyncio.Task[None] | None = None
 
     @classmethod
@@ -159,6 +161,8 @@ class PostgresEngine:
                 appended = _failed(writes, "the end of the last commit is not known yet; nothing was stored")
             else:
                 appended = await self._writer.append(writes)
+                if self._late is not None:
+                    appended, self._late = Appended(appended.results, appended.batch, self._late), None
             if self._writer.state is not before:
                 self._advance(self._writer.state)
         if self._writer.unsettled and (self._settling is None or self._settling.done()):
@@ -173,7 +177,8 @@ class PostgresEngine:
         pause = SETTLE_FIRST
         while self._writer.unsettled:
             try:
-                await self._writer.settle(SETTLE_DEADLINE)
+                told = await self._writer.settle(SETTLE_DEADLINE)
+                self._late = None if told is None else told.batch
             except StorageError:
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, SETTLE_LAST)

@@ -3,7 +3,7 @@
 import asyncio
 import signal
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
@@ -155,3 +155,19 @@ class Writer:
         self.answers[response.status] += 1
         assert response.status == 200 or response.status in AGAIN, (response.status, body)
         return response.status == 200
+
+
+async def more(writers: Sequence[Writer], count: int) -> None:
+    """Wait until so many more writes were answered."""
+
+    def acked() -> int:
+        return sum(len(writer.acked) for writer in writers)
+
+    await reach(acked, acked() + count)
+
+
+async def reach(count: Callable[[], int], goal: int) -> None:
+    """Wait until there are so many."""
+    async with asyncio.timeout(20):
+        while count() < goal:
+            await asyncio.sleep(0.01)

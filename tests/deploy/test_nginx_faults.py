@@ -3,13 +3,12 @@
 import asyncio
 import signal
 from collections import Counter
-from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
 from tests.deploy.followers import follow
-from tests.deploy.nodes import Writer, two_nodes
+from tests.deploy.nodes import Writer, more, reach, two_nodes
 from tests.reliability.following import Place
 from tests.reliability.record import Wish, differences
 
@@ -43,15 +42,15 @@ async def test_gates_come_and_go_and_nothing_that_was_answered_is_lost(
                 for writer in writers:
                     writing.create_task(writer.run(stop))
                 for node, number in zip(nodes.nodes, (signal.SIGKILL, signal.SIGTERM), strict=True):
-                    await _more(writers, 300)
+                    await more(writers, 300)
                     await node.end(number)
-                    await _more(writers, 300)
+                    await more(writers, 300)
                     await node.start()
-                await _more(writers, 300)
+                await more(writers, 300)
                 stop.set()
             log = await nodes.stored()
             for follower in followers:
-                await _reach(follower.trace.record.__len__, len(log))
+                await reach(follower.trace.record.__len__, len(log))
             place.over = True
             for node in nodes.nodes:
                 await node.end(signal.SIGTERM)
@@ -80,31 +79,16 @@ async def test_a_rolling_upgrade_by_the_book_is_not_noticed(tmp_path: Path, post
             for writer in writers:
                 writing.create_task(writer.run(stop))
             for node in nodes.nodes:
-                await _more(writers, 200)
+                await more(writers, 200)
                 await nodes.take_out(node)
-                await _more(writers, 200)
+                await more(writers, 200)
                 await node.end(signal.SIGTERM)
                 await node.start()
                 await nodes.put_back(node)
-            await _more(writers, 200)
+            await more(writers, 200)
             stop.set()
         log = await nodes.stored()
     answers = sum((writer.answers for writer in writers), Counter[int]())
     assert answers.keys() <= {200, 0}, answers
     assert answers[0] <= 4 * len(writers), answers
     assert sum(len(writer.acked) for writer in writers) == len(log)
-
-
-async def _more(writers: Sequence[Writer], more: int) -> None:
-    """Wait until so many more were answered."""
-
-    def acked() -> int:
-        return sum(len(writer.acked) for writer in writers)
-
-    await _reach(acked, acked() + more)
-
-
-async def _reach(count: Callable[[], int], goal: int) -> None:
-    async with asyncio.timeout(20):
-        while count() < goal:
-            await asyncio.sleep(0.01)

@@ -166,6 +166,17 @@ async def test_a_batch_is_published_before_its_writers_get_their_answers() -> No
         assert b.events == ["published 1-3", "a settled", "b settled"]
 
 
+async def test_what_was_stored_before_without_anybody_knowing_is_published_first() -> None:
+    """Who writes it again is told that it is a duplicate, and must then find it."""
+    async with bench() as b:
+        write = b.submit("a")
+        await b.engine.called(1)
+        late = Batch(1, 1, [Reading(1, "d", "a", 0, 0)])
+        b.engine.calls[0][1].set_result(Appended([Outcome(0, 1, (), 1)], late=late))
+        await b.settled(write)
+        assert b.events == ["published 1-1", "a settled"]
+
+
 async def test_a_stuck_engine_is_a_timeout_for_those_in_it_and_unavailable_for_all_others() -> None:
     async with bench(deadline=0.02) as b:
         inside = [b.submit("inside", key="k"), b.submit("inside too")]

@@ -114,7 +114,13 @@ async def test_while_nobody_knows_nothing_is_appended_and_then_the_log_goes_on(
             await store.engine.ping()
     line.closed = False
     stored = fault == "answer"
-    assert await recovered(store, numbers("d", "m", [11])) == [Outcome(1, 0, (), 4 + stored)]
+    async with asyncio.timeout(PATIENCE):
+        await healthy(store)
+    appended = await store.appended(numbers("d", "m", [11]))
+    assert appended.results == [Outcome(1, 0, (), 4 + stored)]
+    # Nobody has published it yet, and what is answered from here on must show.
+    late = appended.late
+    assert ([] if late is None else [(r.offset, r.ts) for r in late.readings]) == [(4, 10)] * stored
     # Who was told that nobody knows asks again, and gets each reading in once.
     again = await store.append(numbers("d", "m", [10]))
     assert again == [Outcome(not stored, stored, (), 5)]
