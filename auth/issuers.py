@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from msgspec import Raw, Struct
 
 from auth.keys import RSA_MAX, RSA_MIN, ConfigurationError, Key
+from storage import tasks
 
 BODY_MAX = 256 * 1024
 KEYS_MAX = 64
@@ -120,8 +121,7 @@ class Issuer:
     async def close(self) -> None:
         """End a fetch under way."""
         if self._flight is not None:
-            self._flight.cancel()
-            await asyncio.wait([self._flight])
+            await tasks.end(self._flight)
 
     def _land(self, _: asyncio.Task[None]) -> None:
         self._flight = None

@@ -41,6 +41,7 @@ from server.router import Router
 from server.settings import Settings
 from server.shared import Shared
 from server.totals import Merge
+from storage import tasks
 from storage.broker import CacheCleared, Committed, DeviceForgotten, Message, Revoked
 from storage.cache import LatestCache
 from storage.commit import GroupCommit
@@ -216,8 +217,8 @@ class Gate:
                 ("sweep", SWEEP_EVERY, gate.sweep),
             ):
                 task = asyncio.create_task(_repeat(name, every, work), name=name)
-                stack.push_async_callback(_end, task)
-            stack.push_async_callback(_end, asyncio.create_task(gate._reload_keys(), name="reload"))
+                stack.push_async_callback(tasks.end, task)
+            stack.push_async_callback(tasks.end, asyncio.create_task(gate._reload_keys(), name="reload"))
             gate.live.run(stack)
             stack.push_async_callback(gate.drain)
             yield gate
@@ -415,9 +416,3 @@ async def _repeat(name: str, every: float, work: Callable[[], Awaitable[None]]) 
             _log.warning("upkeep failed", extra={"work": name, "error": str(error)})
         except Exception:
             _log.exception("upkeep broke", extra={"work": name})
-
-
-async def _end(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await task

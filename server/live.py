@@ -20,6 +20,7 @@ from handlers.sse import EventStream, EventStreams
 from handlers.websocket import WebSocket, WebSockets
 from server.metrics import Metrics
 from server.settings import Settings
+from storage import tasks
 from storage.engine import Engine
 from storage.models import Batch
 
@@ -89,7 +90,7 @@ class Live:
         stack.push_async_callback(self.healer.close)
         stack.push_async_callback(self.recoveries.close)
         for name, work in (("streams", self.streams.run()), ("healer", self.healer.run())):
-            stack.push_async_callback(_end, asyncio.create_task(work, name=name))
+            stack.push_async_callback(tasks.end, asyncio.create_task(work, name=name))
 
     def publish(self, batch: Batch) -> None:
         """Hand on what this process has committed."""
@@ -168,8 +169,3 @@ class Live:
             "Offsets that the hub passed over because nobody followed.",
             lambda: self.healer.skipped,
         )
-
-
-async def _end(task: "asyncio.Task[None]") -> None:
-    task.cancel()
-    await asyncio.wait((task,))

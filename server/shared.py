@@ -14,6 +14,7 @@ from handlers.health import Probe
 from server.metrics import Metrics
 from server.settings import Settings
 from server.totals import Merge
+from storage import tasks
 from storage.broker import Alone, Broker, Message
 from storage.counters import Counters
 from storage.errors import StorageError, Unavailable
@@ -86,7 +87,7 @@ class Shared:
                 await settlement.beat()
             stack.push_async_callback(_settle, settlement)
             task = asyncio.create_task(settlement.run(), name="settlement")
-            stack.push_async_callback(_end, task)
+            stack.push_async_callback(tasks.end, task)
 
     def second_level(self, state: Callable[[], LogState]) -> SecondLevel | None:
         """What is behind the cache of this process; `state`: of the log, as this process knows it."""
@@ -132,8 +133,3 @@ async def _settle(settlement: Settlement) -> None:
     with contextlib.suppress(StorageError, TimeoutError):
         async with asyncio.timeout(LAST_SETTLEMENT):
             await settlement.settle(everything=True)
-
-
-async def _end(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    await asyncio.wait((task,))

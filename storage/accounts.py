@@ -1,8 +1,24 @@
 """Clients and revocations: what every engine offers to keep them."""
 
-from typing import Protocol
+from typing import Any, Protocol
 
 from storage.models import Client, Revocation
+
+# The columns of a client, in the order of its row.
+CLIENT_COLUMNS = "id, secret_hash, scopes, devices, ttl, created_at"
+
+
+def client_row(client: Client) -> tuple[str, bytes, str, str, int, int]:
+    """A client as its columns hold it: scopes and devices are words."""
+    scopes, devices = " ".join(client.scopes), " ".join(client.devices)
+    return client.id, client.secret_hash, scopes, devices, client.ttl, client.created_at
+
+
+def read_client(row: tuple[Any, ...]) -> Client:
+    """The client of a row."""
+    id, secret_hash, scopes, devices, ttl, created_at = row
+    # PostgreSQL's driver gives a memoryview.
+    return Client(id, bytes(secret_hash), tuple(scopes.split()), tuple(devices.split()), ttl, created_at)
 
 
 class Accounts(Protocol):

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
+from storage import tasks
 from storage.errors import KeyRunning, Overloaded, StorageError, Timeout, Unavailable
 from storage.models import Appended, Batch, Idempotency, Result, Write
 
@@ -111,9 +112,7 @@ class GroupCommit:
         """Take nothing more, settle what waits, end."""
         self._closed = True
         await self.drain()
-        self.task.cancel()
-        # How it ended is for who watches the task.
-        await asyncio.wait((self.task,))
+        await tasks.end(self.task)
 
     async def _run(self) -> None:
         try:

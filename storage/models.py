@@ -114,6 +114,10 @@ class Verdict(IntEnum):
     AHEAD = 3
 
 
+# An answer is kept for its idempotency key for this long.
+IDEMPOTENCY_SECONDS = 24 * 3600
+
+
 class Idempotency(Struct, frozen=True):
     """Makes a write repeatable: `digest` tells whether the same key comes with the same body."""
 

@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack
 
 import msgspec
 
+from storage import tasks
 from storage.errors import StorageError, Unavailable
 from storage.log import LogPage, LogState, Range, RangePage
 from storage.models import Appended, Batch, Bucket, Client, Device, Latest, Revocation, Write
@@ -118,8 +119,7 @@ class PostgresEngine:
             await asyncio.wait(self._appending)
         for task in (self._settling, self._summarizing):
             if task is not None:
-                task.cancel()
-                await asyncio.wait((task,))
+                await tasks.end(task)
         await self._writing.close()
         await self._pool.close()
 

@@ -8,6 +8,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
+from storage import tasks
 from storage.errors import Overloaded, Timeout, Unavailable
 from storage.postgres import cancelling
 from storage.postgres.connection import Connection, Rows
@@ -138,8 +139,7 @@ class Pool:
         self._closing = True
         self._refuse(Unavailable("the database is closed"))
         if self._keeper is not None:
-            self._keeper.cancel()
-            await asyncio.wait((self._keeper,))
+            await tasks.end(self._keeper)
         for connection in list(self._free):
             connection.close()
         while self._sessions or self._ending:

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
+from storage.accounts import CLIENT_COLUMNS, read_client
 from storage.errors import NotFound, Timeout
 from storage.log import LogPage, Range, RangePage
 from storage.models import Bucket, Client, Device, Latest, Reading, Revocation, Sample
@@ -50,11 +51,8 @@ _IDS = (
     "SELECT device FROM tidegate.devices "
     "WHERE device > %s AND device >= %s AND device < %s ORDER BY device LIMIT %s"
 )
-_CLIENT = "SELECT id, secret_hash, scopes, devices, ttl, created_at FROM tidegate.clients WHERE id = %s"
-_CLIENTS = (
-    "SELECT id, secret_hash, scopes, devices, ttl, created_at FROM tidegate.clients "
-    "WHERE id > %s ORDER BY id LIMIT %s"
-)
+_CLIENT = f"SELECT {CLIENT_COLUMNS} FROM tidegate.clients WHERE id = %s"
+_CLIENTS = f"SELECT {CLIENT_COLUMNS} FROM tidegate.clients WHERE id > %s ORDER BY id LIMIT %s"
 _REVOCATIONS = (
     "SELECT kind, id, cutoff, expires FROM tidegate.revocations WHERE expires >= %s ORDER BY expires"
 )
@@ -248,11 +246,11 @@ class Reader:
     async def client(self, id: str) -> Client | None:
         """The client with this id."""
         rows = await self._fetch(_CLIENT, (id,))
-        return _client(rows[0]) if rows else None
+        return read_client(rows[0]) if rows else None
 
     async def clients(self, after: str, limit: int) -> list[Client]:
         """Clients with an id greater than `after`, in order of id."""
-        return [_client(row) for row in await self._fetch(_CLIENTS, (after, limit))]
+        return [read_client(row) for row in await self._fetch(_CLIENTS, (after, limit))]
 
     async def revocations(self, now: int) -> list[Revocation]:
         """Those that have not expired at `now` (seconds)."""
@@ -289,7 +287,3 @@ def _bucket(row: tuple[Any, ...], functions: tuple[str, ...]) -> Bucket:
 
 def _number(num: float, kind: int) -> int | float:
     return int(num) if kind == INTEGER else num
-
-
-def _client(row: tuple[Any, ...]) -> Client:
-    return Client(row[0], bytes(row[1]), tuple(row[2].split()), tuple(row[3].split()), row[4], row[5])

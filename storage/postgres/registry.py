@@ -1,6 +1,7 @@
 """Devices and accounts in PostgreSQL: the statements that write them."""
 
 from storage import errors
+from storage.accounts import CLIENT_COLUMNS, client_row
 from storage.models import Client, Revocation
 from storage.postgres.pool import Pool
 
@@ -11,7 +12,7 @@ _PUT_DEVICE = (
 )
 _FORGET_DEVICE = "SELECT tidegate.forget_device(%s, %s)"
 _ADD_CLIENT = (
-    "INSERT INTO tidegate.clients (id, secret_hash, scopes, devices, ttl, created_at) "
+    f"INSERT INTO tidegate.clients ({CLIENT_COLUMNS}) "
     "VALUES (%s, %s, %s, %s, %s, %s) ON CONFLICT DO NOTHING RETURNING id"
 )
 _KEEP_LATER = (
@@ -42,15 +43,7 @@ async def forget_device(pool: Pool, device: str, *, readings: bool) -> None:
 
 async def add_client(pool: Pool, client: Client) -> None:
     """Store a new client; Conflict if the id is taken."""
-    row = (
-        client.id,
-        client.secret_hash,
-        " ".join(client.scopes),
-        " ".join(client.devices),
-        client.ttl,
-        client.created_at,
-    )
-    if not await pool.fetch(_ADD_CLIENT, row):
+    if not await pool.fetch(_ADD_CLIENT, client_row(client)):
         raise errors.Conflict(f"there is a client {client.id} already")
 
 

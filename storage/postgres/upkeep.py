@@ -1,5 +1,6 @@
 """What a shared log needs beside reading and writing: old rows removed, partitions made, BRIN told."""
 
+from storage.models import IDEMPOTENCY_SECONDS
 from storage.postgres.partitions import Partitions
 from storage.postgres.pool import Pool
 
@@ -8,8 +9,6 @@ _EXPIRE = "SELECT removed, continue_after FROM tidegate.expire(%s, %s, %s, %s)"
 _FORGET_EXPIRED = "SELECT tidegate.forget_expired(%s, %s, %s)"
 _SUMMARIZE = "SELECT tidegate.summarize()"
 
-# An idempotency key keeps an answer for this long.
-IDEMPOTENCY_SECONDS = 24 * 3600
 # What one step of the clean-up looks at and removes: a commit never waits longer than for these.
 SWEEP_SERIES = 1_000
 SWEEP_ROWS = 5_000

@@ -6,6 +6,7 @@ import logging
 import random
 from collections.abc import Callable
 
+from storage import tasks
 from storage.errors import StorageError, Unavailable
 from storage.redis.connection import Access, Command, Connection, Part, Receiver, Reply, connect
 from storage.redis.topology import Topology, discover
@@ -108,16 +109,14 @@ class RedisClient:
     async def close(self) -> None:
         """Let go of all servers."""
         self._closed = True
-        self._task.cancel()
-        await asyncio.wait((self._task,))
+        await tasks.end(self._task)
         self._drop(self._connections)
 
     async def _run(self) -> None:
         """Find the servers and connect; again when one is lost or says that another one is to be asked."""
         pause = PAUSE_MIN
         told = False
-        # Asked as well as cancelled: what it waits for within redis-py may lose a cancellation (bpo-37658).
-        while not self._closed:
+        while True:
             await self._away.wait()
             self._away.clear()
             try:

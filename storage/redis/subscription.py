@@ -6,6 +6,7 @@ import logging
 import random
 from collections.abc import Callable
 
+from storage import tasks
 from storage.errors import StorageError
 from storage.redis.client import PAUSE_MAX, PAUSE_MIN, RedisClient
 from storage.redis.connection import CONNECT, Subscriber, connect
@@ -36,7 +37,6 @@ class Subscription:
         self.listening = asyncio.Event()
         self.reconnects = -1
         client.watch(self._changed.set)
-        self._closed = False
         self._task = asyncio.create_task(self._run(), name="redis-subscription")
 
     @property
@@ -47,16 +47,13 @@ class Subscription:
 
     async def close(self) -> None:
         """Listen no more."""
-        self._closed = True
-        self._task.cancel()
-        await asyncio.wait((self._task,))
+        await tasks.end(self._task)
         if self._connection is not None:
             self._connection.close()
 
     async def _run(self) -> None:
         pause = PAUSE_MIN
-        # See RedisClient: a cancellation may be lost.
-        while not self._closed:
+        while True:
             self._changed.clear()
             if not self._stands():
                 self.listening.clear()

@@ -10,6 +10,7 @@ from typing import Any
 import apsw
 import msgspec
 
+from storage.accounts import CLIENT_COLUMNS, read_client
 from storage.errors import NotFound
 from storage.log import LogPage, Range, RangePage
 from storage.models import Bucket, Client, Device, Latest, Reading, Revocation, Sample
@@ -54,10 +55,8 @@ _DEVICES = (
     "SELECT device, name, labels, created_at, last_seen, last_offset FROM devices "
     "WHERE device >= ? AND device < ? ORDER BY device"
 )
-_CLIENT = "SELECT id, secret_hash, scopes, devices, ttl, created_at FROM clients WHERE id = ?"
-_CLIENTS = (
-    "SELECT id, secret_hash, scopes, devices, ttl, created_at FROM clients WHERE id > ? ORDER BY id LIMIT ?"
-)
+_CLIENT = f"SELECT {CLIENT_COLUMNS} FROM clients WHERE id = ?"
+_CLIENTS = f"SELECT {CLIENT_COLUMNS} FROM clients WHERE id > ? ORDER BY id LIMIT ?"
 _REVOCATIONS = "SELECT kind, id, cutoff, expires FROM revocations WHERE expires >= ? ORDER BY expires"
 
 # Rows of the log that one page searches at most: a page of a rare match ends early, maybe empty.
@@ -275,11 +274,11 @@ class Reader:
     def client(self, id: str) -> Client | None:
         """The client with this id."""
         row = self._execute(_CLIENT, (id,)).get
-        return None if row is None else _client(row)
+        return None if row is None else read_client(row)
 
     def clients(self, after: str, limit: int) -> list[Client]:
         """Clients with an id greater than `after`, in order of id."""
-        return [_client(row) for row in self._execute(_CLIENTS, (after, limit)).fetchall()]
+        return [read_client(row) for row in self._execute(_CLIENTS, (after, limit)).fetchall()]
 
     def revocations(self, now: int) -> list[Revocation]:
         """Those that have not expired at `now` (seconds)."""
@@ -292,7 +291,3 @@ def _not_found(device: str) -> NotFound:
 
 def _bucket_place(bucket: Bucket) -> tuple[int, str]:
     return bucket.ts, bucket.metric
-
-
-def _client(row: tuple[Any, ...]) -> Client:
-    return Client(row[0], row[1], tuple(row[2].split()), tuple(row[3].split()), row[4], row[5])

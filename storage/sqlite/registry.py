@@ -3,6 +3,7 @@
 import apsw
 
 from storage import errors
+from storage.accounts import CLIENT_COLUMNS, client_row
 from storage.models import Client, Revocation
 from storage.sqlite.connection import transact
 
@@ -14,10 +15,7 @@ _KNOWN_DEVICE = "SELECT 1 FROM devices WHERE device = ?"
 _REMOVE_DEVICE = "DELETE FROM devices WHERE device = ?"
 _REMOVE_SERIES = "DELETE FROM series WHERE device = ?"
 _DOOM = "INSERT INTO doomed (series) SELECT id FROM series WHERE device = ?"
-_ADD_CLIENT = (
-    "INSERT INTO clients (id, secret_hash, scopes, devices, ttl, created_at) "
-    "VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
-)
+_ADD_CLIENT = f"INSERT INTO clients ({CLIENT_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
 _KNOWN_CLIENT = "SELECT 1 FROM clients WHERE id = ?"
 _REMOVE_CLIENT = "DELETE FROM clients WHERE id = ?"
 _REVOKE = (
@@ -47,15 +45,7 @@ def delete_device(connection: apsw.Connection, device: str, readings: bool) -> N
 
 def add_client(connection: apsw.Connection, client: Client) -> None:
     """Store a new client; Conflict if the id is taken."""
-    row = (
-        client.id,
-        client.secret_hash,
-        " ".join(client.scopes),
-        " ".join(client.devices),
-        client.ttl,
-        client.created_at,
-    )
-    if not transact(connection, (_ADD_CLIENT, row)):
+    if not transact(connection, (_ADD_CLIENT, client_row(client))):
         raise errors.Conflict(f"there is a client {client.id} already")
 
 

@@ -11,7 +11,7 @@ import msgspec
 
 from storage import errors
 from storage.log import LogState
-from storage.models import Appended, Batch, Outcome, Reading, Value, Write
+from storage.models import IDEMPOTENCY_SECONDS, Appended, Batch, Outcome, Reading, Value, Write
 from storage.sqlite import registry
 from storage.sqlite.connection import (
     BUSY_MILLISECONDS,
@@ -56,8 +56,6 @@ _REMOVE = "DELETE FROM readings WHERE offset = ?"
 _FORGET_KEYS = "DELETE FROM idempotency WHERE created < ?"
 _FORGET_REVOCATIONS = "DELETE FROM revocations WHERE expires < ?"
 
-# The key table keeps an answer for this long.
-IDEMPOTENCY_SECONDS = 24 * 3600
 # What one step of the clean-up looks at and removes: a commit never waits longer than for these.
 SWEEP_SERIES = 1_000
 SWEEP_ROWS = 5_000

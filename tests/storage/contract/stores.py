@@ -90,6 +90,10 @@ class Store(ABC):
         rows = await self.ask(f"SELECT device, metric FROM {self.prefix}series")
         return {(device, metric) for device, metric in rows}
 
+    async def table(self, table: str) -> Rows:
+        """All that stands in a table."""
+        return await self.ask(f"SELECT * FROM {self.prefix}{table} ORDER BY 1")
+
     async def count(self, table: str, where: str = "true") -> int:
         """Rows of a table, visible or not."""
         found = await self.ask(f"SELECT count(*) FROM {self.prefix}{table} WHERE {where}")
@@ -107,6 +111,10 @@ class Store(ABC):
     @abstractmethod
     async def rows(self) -> Rows:
         """The visible log: offset, device, metric, ts, value."""
+
+    @abstractmethod
+    async def sweep_one_step(self) -> None:
+        """The least of the clean-up that the engine does at a time."""
 
     @abstractmethod
     async def poison(self) -> None:
@@ -144,6 +152,9 @@ class SqliteStore(Store):
             "JOIN series s ON s.id = r.series ORDER BY r.offset"
         )
         return [(*row[:4], decode_sqlite(row[4])) for row in found]
+
+    async def sweep_one_step(self) -> None:
+        await self.engine._writing.run(SqliteWriter.sweep, 0, deadline=20)
 
     async def poison(self) -> None:
         await self.ask(
@@ -194,6 +205,9 @@ class PostgresStore(Store):
             "JOIN tidegate.series s ON s.id = r.series ORDER BY r.log_offset"
         )
         return [(*row[:4], decode_postgres(*row[4:])) for row in found]
+
+    async def sweep_one_step(self) -> None:
+        await self.ask("SELECT tidegate.sweep_doomed(1)")
 
     async def poison(self) -> None:
         await self.ask(

@@ -27,6 +27,7 @@ async def test_accounts_and_devices_are_kept_and_end(store: Store) -> None:
     assert await engine.client("c") is None
     assert await engine.revocations() == [end]
     assert await engine.put_device("d", "n", {"b": "1", "a": "2"})
+    assert (await engine.device("d")).labels == {"b": "1", "a": "2"}
     assert not await engine.put_device("d", "other", {"b": "1", "a": '"\\{}'})
     device = await engine.device("d")
     assert (device.name, device.labels) == ("other", {"b": "1", "a": '"\\{}'})

@@ -101,6 +101,10 @@ class LogMachine(RuleBasedStateMachine):
     def sweep(self) -> None:
         self.run(self.store.engine.sweep(0))
 
+    @rule()
+    def sweep_one_step(self) -> None:
+        self.run(self.store.sweep_one_step())
+
     @precondition(lambda self: self.started)
     @rule()
     def restart(self) -> None:

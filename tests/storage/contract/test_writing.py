@@ -80,12 +80,12 @@ async def test_a_refused_strict_write_leaves_no_series_no_device_and_no_given_ti
     store: Store,
 ) -> None:
     await store.stored(write(("a", "m", 5, 1), ("a", "n", None, 1), received=10))
-    before = await store.series(), await store.devices(), await store.rows()
+    before = await store.table("series"), await store.table("devices"), await store.rows()
     refused = write(
         ("a", "n", None, 2), ("new", "m", None, 1), ("a", "fresh", 1, 1), ("a", "m", 5, 2), strict=True
     )
     assert await store.append(refused) == [Outcome(0, 0, (3,), 2)]
-    assert (await store.series(), await store.devices(), await store.rows()) == before
+    assert (await store.table("series"), await store.table("devices"), await store.rows()) == before
     assert [r.ts for r in await store.stored(write(("a", "n", None, 3), received=11))] == [11]
 
 

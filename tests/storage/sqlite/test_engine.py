@@ -1,4 +1,4 @@
-"""The engine on a loop: reading beside writing, deadlines, deletion and retention while commits go on."""
+"""What the contract of the engines does not see of this one: reading beside writing, the WAL, deadlines."""
 
 import asyncio
 import contextlib
@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
-from storage.errors import NotFound, StorageError, Timeout, Unavailable
+from storage.errors import Timeout, Unavailable
 from storage.log import LogState, Range
-from storage.models import Appended, Client, Revocation
+from storage.models import Appended
 from storage.sqlite import engine as engine_module
 from storage.sqlite.engine import SqliteEngine
 from storage.sqlite.reader import Reader
 from storage.sqlite.writer import Writer
-from tests.storage.sqlite.store import EVERYTHING, numbers, store
+from tests.storage.sqlite.store import numbers, store
 
 # A statement that runs until it is interrupted.
 ENDLESS = "WITH RECURSIVE n(x) AS (VALUES (1) UNION ALL SELECT x + 1 FROM n) SELECT count(*) FROM n"
@@ -34,8 +34,8 @@ def wal(engine: SqliteEngine) -> int:
     return engine._directory.database.with_name("tidegate.db-wal").stat().st_size
 
 
-async def append(engine: SqliteEngine, *stamps: int, device: str = "d") -> Appended:
-    return await engine.append([numbers(device, "m", stamps, "x" * 100)])
+async def append(engine: SqliteEngine, *stamps: int) -> Appended:
+    return await engine.append([numbers("d", "m", stamps, "x" * 100)])
 
 
 async def test_a_long_read_blocks_no_commit_and_the_wal_is_bounded_after_it(engine: SqliteEngine) -> None:
@@ -165,92 +165,9 @@ async def test_commits_are_never_refused_because_others_wait_for_the_writer(
     assert sum(isinstance(result, Unavailable) for result in results) == 6
 
 
-async def test_deletion_is_seen_at_once_and_swept_in_steps_while_commits_go_on(
-    engine: SqliteEngine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("storage.sqlite.writer.SWEEP_ROWS", 50)
-    await append(engine, *range(1_000))
-    await append(engine, *range(1_000), device="e")
-    await engine.delete_device("d", readings=True)
-    with pytest.raises(NotFound):
-        await engine.latest("d")
-    page = await engine.read_from(0, engine.state().head, 5_000, EVERYTHING)
-    assert {r.device for r in page.readings} == {"e"}
-    sweeping = asyncio.create_task(engine.sweep(0))
-    meanwhile = 0
-    while not sweeping.done():
-        await append(engine, 10_000 + meanwhile)
-        meanwhile += 1
-    assert meanwhile >= 5
-    latest = await engine.latest("d")
-    assert latest.metrics["m"].ts == 9_999 + meanwhile
-    assert engine.state() == LogState(engine.state().epoch, 2_000 + meanwhile, 0)
-
-
-async def test_retention_raises_the_floor_that_state_tells(engine: SqliteEngine) -> None:
-    await append(engine, *range(10, 20))
-    await engine.sweep(15)
-    assert engine.state() == LogState(engine.state().epoch, 10, 5)
-    await engine.sweep(15)
-    assert engine.state().floor == 5
-
-
 async def test_a_sweep_does_not_tell_of_a_commit_that_is_not_answered_yet(engine: SqliteEngine) -> None:
     await append(engine, 10)
     # The thread has committed and swept more than the loop has heard of.
     engine._writer.state = LogState(engine.state().epoch, 9, 7)
     await engine.sweep(0)
     assert engine.state() == LogState(engine.state().epoch, 1, 1)
-
-
-async def test_state_never_tells_of_a_commit_before_its_answer(engine: SqliteEngine) -> None:
-    await append(engine, 10)
-    future = engine.append([numbers("d", "m", [11])])
-    held = asyncio.create_task(engine.sweep(1))
-    while not future.done():
-        assert engine.state().head == 1
-        await asyncio.sleep(0)
-    await held
-    assert engine.state().head == 2
-
-
-async def test_accounts_and_devices_are_kept_and_end(engine: SqliteEngine) -> None:
-    client = Client("c", b"hash", ("a", "b"), ("x.>", "y"), 60, 5)
-    await engine.add_client(client)
-    with pytest.raises(StorageError):
-        await engine.add_client(client)
-    assert await engine.client("c") == client
-    assert await engine.clients("", 10) == [client]
-    assert await engine.clients("c", 10) == []
-    end = Revocation("subject", "c", 1, 2)
-    await engine.remove_client("c", end)
-    with pytest.raises(NotFound):
-        await engine.remove_client("c", end)
-    assert await engine.client("c") is None
-    assert await engine.revocations() == [end]
-    assert await engine.put_device("d", "n", {"b": "1", "a": "2"})
-    assert (await engine.device("d")).labels == {"b": "1", "a": "2"}
-    await engine.delete_device("d", readings=False)
-    with pytest.raises(NotFound):
-        await engine.delete_device("d", readings=False)
-
-
-async def test_a_closed_engine_says_that_it_is_unavailable(tmp_path: Path) -> None:
-    engine = await SqliteEngine.open(tmp_path, lambda: 1)
-    await engine.ping()
-    pending = engine.append([numbers("d", "m", [1])])
-    await engine.close()
-    assert pending.result().batch is not None
-    for call in (engine.ping, lambda: engine.latest("d"), lambda: engine.sweep(0)):
-        with pytest.raises(Unavailable):
-            await call()
-
-
-async def test_offsets_are_contiguous_and_every_commit_is_read_back(engine: SqliteEngine) -> None:
-    futures = [engine.append([numbers(f"d{n % 7}", "m", [n, n + 1])]) for n in range(200)]
-    batches = [(await future).batch for future in futures]
-    offsets = itertools.chain.from_iterable(range(b.first, b.last + 1) for b in batches if b is not None)
-    head = engine.state().head
-    assert list(offsets) == list(range(1, head + 1))
-    page = await engine.read_from(0, head, 10_000, EVERYTHING)
-    assert [r.offset for r in page.readings] == list(range(1, head + 1))
