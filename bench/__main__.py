@@ -64,8 +64,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_run(command: argparse.ArgumentParser) -> None:
     command.description = (
-        "Measures the gate beside its peers. Without --targets and --scenarios: the gate and ten chosen "
-        "peers on eight scenarios, all others on hello and write."
+        "Measures the gate beside its peers. Without --targets and --scenarios: the gate, on both databases, "
+        "and ten chosen peers on eight scenarios, all others on hello and write."
     )
     command.add_argument("--targets", nargs="+", default=[], metavar="NAME", help="these alone")
     command.add_argument("--scenarios", nargs="+", default=[], metavar="NAME", help="these alone")

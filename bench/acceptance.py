@@ -1,6 +1,7 @@
 """Whether a target keeps the contract: every check of its scenarios, on one process of it, and the limit.
 
-A measurement verifies again, a fresh process for its one scenario; here all is asked of one.
+A measurement verifies again, a fresh process for its one scenario; here all is asked of one. The limit is
+checked once a run, before anything of the target is measured.
 """
 
 import functools
@@ -57,11 +58,27 @@ def examine(target: Target) -> Iterator[Finding]:
             yield Finding(names, _complaint(functools.partial(check, server)))
         if together:
             yield _limit(server)
-    if "write" in target.scenarios and not target.limited:
-        yield Finding((LIMIT,), "expected `limited = true` in target.toml, and 429 beyond {limit} a minute")
-    if target.limited and not together:
-        with running(target, contract.LOW_LIMIT) as server:
-            yield _limit(server)
+    if must_limit(target) and not together:
+        yield Finding((LIMIT,), limit_complaint(target))
+
+
+def must_limit(target: Target) -> bool:
+    """Whether a target has to have a limit: it says so, or takes writes."""
+    return target.kind == "server" and (target.limited or "write" in target.scenarios)
+
+
+def limit_complaint(target: Target) -> str:
+    """What is wrong with the limit of a target, on a process of its own; "" if it is kept, or not needed."""
+    if not must_limit(target):
+        return ""
+    if not target.limited:
+        return "expected `limited = true` in target.toml, and 429 beyond {limit} a minute"
+    return _complaint(functools.partial(_limited, target))
+
+
+def _limited(target: Target) -> None:
+    with running(target, contract.LOW_LIMIT) as server:
+        cells.check_limit(server)
 
 
 def _looped(target: Target) -> Iterator[Finding]:

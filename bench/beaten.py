@@ -6,10 +6,8 @@ from msgspec import Struct
 
 from bench.digest import Digest, Kind, Measured, Point
 from bench.figures import ratios, spread
-from bench.plans import HOUSE
+from bench.plans import HOUSE, is_floor, is_house
 
-# Targets that are no servers, but what is physically there to be had.
-FLOORS = ("raw_", "bare_")
 # Less than this is no win, whatever the rounds say.
 RELEVANT = 0.02
 
@@ -36,15 +34,18 @@ class Win(Struct, frozen=True):
         return self.rounds == 0 or self.won == self.rounds
 
 
-def wins(run: Digest) -> list[Win]:
-    """Everything that somebody does better than the gate, by scenario; the clearest first."""
+def wins(run: Digest, target: str = HOUSE) -> list[Win]:
+    """Everything that somebody does better than the gate, by scenario; the clearest first.
+
+    `target`: the gate's, on one of its databases. The gate does not beat itself.
+    """
     found = []
     for kind in run.kinds:
-        house = run.house(kind.name)
+        house = run.house(kind.name, target)
         if house is None:
             continue
         for peer in run.of(kind.name):
-            if peer.target != HOUSE:
+            if not is_house(peer.target):
                 found += [*_counted(kind, house, peer), *_tail(kind, house, peer), *_costs(kind, house, peer)]
     order = [kind.name for kind in run.kinds]
     return sorted(found, key=lambda win: (order.index(win.scenario), win.what, -win.factor))
@@ -66,7 +67,7 @@ def _counted(kind: Kind, house: Measured, peer: Measured) -> Iterator[Win]:
         f"{both[1].median:,.0f}",
         sum(each > 1 for each in found),
         len(found),
-        _is_floor(peer),
+        is_floor(peer.target),
     )
 
 
@@ -84,7 +85,7 @@ def _tail(kind: Kind, house: Measured, peer: Measured) -> Iterator[Win]:
             ours.p99.median / theirs.p99.median,
             f"{ours.p99.median:.2f}",
             f"{theirs.p99.median:.2f}",
-            floor=_is_floor(peer),
+            floor=is_floor(peer.target),
         )
 
 
@@ -110,9 +111,5 @@ def _costs(kind: Kind, house: Measured, peer: Measured) -> Iterator[Win]:
                 ours / theirs,
                 f"{ours:{form}}",
                 f"{theirs:{form}}",
-                floor=_is_floor(peer),
+                floor=is_floor(peer.target),
             )
-
-
-def _is_floor(peer: Measured) -> bool:
-    return peer.target.startswith(FLOORS)

@@ -97,7 +97,11 @@ def check_limit(server: Server) -> None:
 def _ask(checked: Callable[[verify.Subject], None], server: Server) -> None:
     client = Client(server.url, contract.token())
     try:
-        checked(verify.Subject(client, server.rows, server.url, server.faults, server.pending))
+        checked(
+            verify.Subject(
+                client, server.rows, server.url, server.faults, server.pending, server.target.hello
+            )
+        )
     except (HTTPException, LookupError, psycopg2.Error) as error:
         raise verify.Unverified(f"{type(error).__name__}: {error}") from error
     finally:
@@ -109,7 +113,7 @@ def _served(scenario: Scenario, server: Server, warm_up: int, seconds: int, curv
         return Figures(_AT_ONCE[scenario.load](server))
     if scenario.load == "echo":
         return _echoed(scenario, server, warm_up, seconds)
-    ask = _ask_of(scenario)
+    ask = _ask_of(scenario, server.target)
     if scenario.load == "ceiling":
         return _ceiling(scenario, server, ask, warm_up)
     wrk.run(server.url, ask, scenario.connections, warm_up, _WARM_UP_FIRST)
@@ -170,11 +174,12 @@ class Meter:
         return own * each, max(0.0, every - own) * each, self._watch.read()
 
 
-def _ask_of(scenario: Scenario) -> Ask:
-    """The request, with a token that is made anew: a run may last longer than one lives."""
+def _ask_of(scenario: Scenario, target: Target) -> Ask:
+    """The target's request, with a token that is made anew: a run may last longer than one lives."""
     tokens = {"": "", contract.BAD_TOKEN: contract.forged_token()}
     token = tokens[scenario.ask.token] if scenario.ask.token in tokens else contract.token()
-    return msgspec.structs.replace(scenario.ask, token=token)
+    path = target.hello.path if scenario.ask.path == contract.HELLO else scenario.ask.path
+    return msgspec.structs.replace(scenario.ask, token=token, path=path)
 
 
 def _echoed(scenario: Scenario, server: Server, warm_up: int, seconds: int) -> Figures:
@@ -210,7 +215,7 @@ _AT_ONCE: dict[str, Callable[[Server], float]] = {
 
 def _still_refused(scenario: Scenario, server: Server) -> None:
     """Errors are counted by wrk, but not told apart: one more has to be that of the first."""
-    ask = _ask_of(scenario)
+    ask = _ask_of(scenario, server.target)
     if ask.status < wrk.REFUSED:
         return
     client = Client(server.url, ask.token)

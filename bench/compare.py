@@ -12,7 +12,7 @@ from msgspec import Struct
 
 from bench.digest import Digest, Measured, digest
 from bench.noise import LEVEL, Change, change
-from bench.plans import HOUSE
+from bench.plans import is_house
 from bench.report import section, table
 from bench.results import Results
 
@@ -64,7 +64,7 @@ def references(before: Digest, after: Digest) -> list[str]:
     return [
         name
         for name, cell in after.cells.items()
-        if cell.target != HOUSE
+        if not is_house(cell.target)
         and cell.scenario not in lower
         and name in before.cells
         and _rounds(before) == set(before.cells[name].rates)

@@ -4,6 +4,7 @@ import json
 import time
 
 import jwt
+from msgspec import Struct
 
 SECRET = "bench-secret-of-at-least-32-bytes-0123456789"
 ISSUER = AUDIENCE = "tidegate"
@@ -13,6 +14,7 @@ TOKEN_SECONDS = 4 * 3600
 # Requests per minute of a principal: high, not off; and in the check that they are counted at all.
 LIMIT, LOW_LIMIT = 100_000_000, 600
 
+HELLO = "/hello"
 DEVICE = "bench.one"
 BATCH_DEVICE = "bench.batch"
 PAGE_DEVICE = "bench.page"
@@ -47,6 +49,13 @@ BAD_TOKEN = "*bad"
 ECHO, ECHO_TEXT = "/echo", b'{"type":"echo","id":1,"values":[21.5,40,false]}'
 # What a GET of the latest values has to show.
 LATEST_METRICS = {"temperature": 21.5, "humidity": 40, "door_open": False}
+
+
+class Hello(Struct, frozen=True, forbid_unknown_fields=True):
+    """Where a target answers a tiny JSON without checks. `body`: to the byte; "" is {"ok": true}."""
+
+    path: str = HELLO
+    body: str = ""
 
 
 def token(seconds: int = TOKEN_SECONDS, subject: str = SUBJECT, scopes: str = SCOPES) -> str:

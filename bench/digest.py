@@ -92,9 +92,9 @@ class Digest(Struct, frozen=True):
             return None
         return spread(ratios(self.cells[name].rates, self.cells[against].rates))
 
-    def house(self, scenario: str) -> Measured | None:
-        """The gate in a scenario."""
-        cell = self.cells.get(f"{scenario}@{HOUSE}")
+    def house(self, scenario: str, target: str = HOUSE) -> Measured | None:
+        """The gate in a scenario; `target`: on one of its databases."""
+        cell = self.cells.get(f"{scenario}@{target}")
         return cell if cell is not None and cell.rates else None
 
 
@@ -182,7 +182,11 @@ def _curve(found: Iterable[Figures]) -> list[Point]:
 
 def _point(planned: float, steps: Sequence[Open]) -> Point:
     together = histogram.merged(each.histogram for each in steps)
-    half, most, tail, beyond = (histogram.quantile(together, share) for share in (0.5, 0.9, 0.99, 0.999))
+    slowest = max(each.max_ms for each in steps)
+    # A bucket's end may lie behind the slowest.
+    half, most, tail, beyond = (
+        min(histogram.quantile(together, share), slowest) for share in (0.5, 0.9, 0.99, 0.999)
+    )
     tails = spread([each.p99_ms for each in steps])
     assert tails is not None
     return Point(
@@ -193,7 +197,7 @@ def _point(planned: float, steps: Sequence[Open]) -> Point:
         most,
         tail,
         beyond,
-        max(each.max_ms for each in steps),
+        slowest,
         tails,
         sum(each.late for each in steps),
     )

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import msgspec
 
-from bench import beaten, report
+from bench import beaten, everything, report
 from bench.digest import FLOOR, ceilings, digest
-from bench.plans import HOUSE
+from bench.plans import HOUSE, HOUSE_ON_POSTGRESQL, is_floor, is_house
 from bench.results import Results
 
 WEB = Path(__file__).parent / "web"
@@ -41,8 +41,10 @@ def _data(results: Results) -> str:
     run = digest(results)
     data = {
         "house": HOUSE,
+        "second": HOUSE_ON_POSTGRESQL,
         "floor": FLOOR,
-        "floors": [name for name in run.titles if name.startswith(beaten.FLOORS)],
+        "floors": [name for name in run.titles if is_floor(name)],
+        "houses": [name for name in run.titles if is_house(name)],
         "limits": report.LIMITS,
         "plan": run.plan,
         "environment": {
@@ -56,6 +58,9 @@ def _data(results: Results) -> str:
             for cell in run.cells.values()
         ],
         "wins": beaten.wins(run),
+        "winsOnPostgresql": beaten.wins(run, HOUSE_ON_POSTGRESQL),
+        "told": list(everything.told(run)),
+        "greetings": everything.greetings(run),
         "method": [*METHOD, *(f"At most: {line}." for line in ceilings(run)), *_canary(results)],
         "doubts": list(report.doubts(results.final())),
     }

@@ -3,15 +3,20 @@
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
 
+from bench.acceptance import must_limit
 from bench.cells import can_curve
 from bench.live.scenarios import LIVE
 from bench.load import curve
 from bench.results import Plan, ResultsError
 from bench.scenarios import SCENARIOS
-from bench.targets import Target
+from bench.targets import POSTGRESQL, Target
 
 HOUSE = "tidegate"
 FLOOR = "raw_httptools"
+# The gate on the database that peers have: its like-for-like beside them.
+HOUSE_ON_POSTGRESQL = "tidegate_postgres"
+# Targets that are no servers, but what is physically there to be had.
+_FLOORS = ("raw_", "bare_")
 # Peers that are asked everything of EIGHT: what a team would choose from, and the fastest of each kind.
 CHOSEN = (
     "aiohttp_asyncpg",
@@ -41,6 +46,8 @@ SECONDS_MOST, SECONDS_LEAST = 5, 2
 
 # Seconds that a cell takes beside its load: start, verification, end; a fresh PostgreSQL; joining of a crowd.
 _BESIDE, _DATABASE, _CROWD = 1.2, 1.2, 4.0
+# And to see once of a target that it keeps its limit.
+_LIMIT = 0.3
 # Rates of a curve that a target reaches, about.
 _STEPS = 4
 _AT_ONCE = ("memory", "start", "size")
@@ -51,15 +58,25 @@ CANARY = f"hello@{FLOOR}"
 CEILING = "hello-ceiling@raw_constant"
 
 
+def is_house(target: str) -> bool:
+    """Whether a target is the gate, or a part of it."""
+    return target.startswith(HOUSE)
+
+
+def is_floor(target: str) -> bool:
+    """Whether a target is no server, but does less than the contract asks."""
+    return target.startswith(_FLOORS)
+
+
 def full(names: Sequence[str]) -> list[str]:
-    """Of all cells those of a full run: the gate and CHOSEN on EIGHT, all others on ALL."""
+    """Of all cells those of a full run: the gate (on both databases) and CHOSEN on EIGHT, others on ALL."""
     return [name for name in names if _wanted(*_parts(name))]
 
 
 def _wanted(scenario: str, target: str) -> bool:
     if target == HOUSE:
         return scenario in (*EIGHT, *OPEN)
-    if target in CHOSEN:
+    if target in (*CHOSEN, HOUSE_ON_POSTGRESQL):
         return scenario in EIGHT
     if f"{scenario}@{target}" == CEILING:
         return True
@@ -117,8 +134,7 @@ def seconds_of(plan: Plan, name: str, known: Mapping[str, Target]) -> float:
     load = plan.warm_up + plan.seconds
     if scenario in LIVE:
         return _CROWD + load
-    needs = known[target].database == "postgresql" if target in known else False
-    beside = _BESIDE + (_DATABASE if needs else 0.0)
+    beside = _start_seconds(known.get(target))
     kind = SCENARIOS[scenario].load if scenario in SCENARIOS else "closed"
     if kind in _AT_ONCE:
         return beside
@@ -133,7 +149,18 @@ def duration(plan: Plan, known: Mapping[str, Target]) -> float:
     """About how many seconds a run takes, its canary included, environments already made."""
     once = sum(seconds_of(plan, name, known) for name in plan.cells)
     canaries = plan.rounds * len(plan.cells) // CANARY_EVERY + 2 if plan.canary else 0
-    return plan.rounds * once + canaries * canary_seconds()
+    return plan.rounds * once + canaries * canary_seconds() + limits_seconds(plan, known)
+
+
+def limits_seconds(plan: Plan, known: Mapping[str, Target]) -> float:
+    """About how long it takes to see that each target of a run keeps its limit."""
+    targets = {_parts(name)[1] for name in plan.cells} & set(known)
+    return sum(_start_seconds(known[name]) + _LIMIT for name in targets if must_limit(known[name]))
+
+
+def _start_seconds(target: Target | None) -> float:
+    """From the start of a target, and of its database, to its end, verified on the way."""
+    return _BESIDE + (_DATABASE if target is not None and target.database == POSTGRESQL else 0.0)
 
 
 def canary_seconds() -> float:

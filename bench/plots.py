@@ -1,7 +1,8 @@
 """`python -m bench.plots DIRECTORY` draws the plots of a run as SVG files that are the same each time.
 
-Throughput of each scenario with every round in it, latency against offered load, what each target reaches of
-the floor, memory and CPU. Tidegate has a colour of its own everywhere.
+Throughput of each scenario with every round in it, what Tidegate does in full beside the others' hello,
+latency against offered load, what each target reaches of the floor, memory and CPU. Tidegate has a colour of
+its own everywhere.
 """
 
 import argparse
@@ -14,11 +15,14 @@ from matplotlib.figure import Figure
 from matplotlib.style import context
 from matplotlib.ticker import LogLocator
 
+from bench import everything
 from bench.digest import FLOOR, Digest, Kind, Measured, Point, digest, middle
-from bench.plans import HOUSE
+from bench.plans import HOUSE, is_floor, is_house
 from bench.results import Results
 
 HOUSE_COLOUR, PEER_COLOUR, FLOOR_COLOUR = "#0b7285", "#adb5bd", "#e9ecef"
+# Of the gate on another database.
+SECOND_COLOUR = "#74b8c4"
 DOT_COLOUR, TEXT_COLOUR = "#343a40", "#212529"
 # Curves of others, told apart by anybody (Okabe and Ito 2008).
 CURVES = ("#e69f00", "#56b4e9", "#009e73", "#d55e00", "#cc79a7", "#0072b2", "#999999", "#f0e442")
@@ -43,7 +47,12 @@ def _draw(results: Results, home: Path) -> list[Path]:
             figures[f"throughput-{kind.name}"] = throughput(run, kind, cells)
         if curved := [cell for cell in cells if cell.curve]:
             figures[f"latency-{kind.name}"] = latency(run, kind, curved)
-    more = {"floor": of_floor(run), "memory": memory(run), "cpu": cpu(run)}
+    more = {
+        "everything-on": everything_on(run),
+        "floor": of_floor(run),
+        "memory": memory(run),
+        "cpu": cpu(run),
+    }
     figures |= {name: figure for name, figure in more.items() if figure is not None}
     for old in home.glob("*.svg"):
         old.unlink()
@@ -54,6 +63,29 @@ def throughput(run: Digest, kind: Kind, cells: Sequence[Measured]) -> Figure:
     """Bars of medians, the best on top; a line from the least to the greatest, a dot for each round."""
     less = ", less is better" if kind.lower else ""
     figure, axes = _sheet(len(cells), f"{kind.title}\n{kind.unit}{less}")
+    _bars(axes, cells)
+    _names(axes, run, cells)
+    return figure
+
+
+def everything_on(run: Digest) -> Figure | None:
+    """What the gate does in full among the others' hello, floors left out; None where one of both lacks."""
+    ours = [cell for name in everything.OURS if (cell := run.house(name)) is not None]
+    others = [cell for cell in everything.hellos(run) if not is_floor(cell.target)]
+    if not ours or not others:
+        return None
+    cells = sorted([*ours, *others], key=lambda cell: -middle(cell.rates.values()))
+    figure, axes = _sheet(
+        len(cells),
+        "Tidegate with everything on, beside what others reach with a bare hello: requests/s, one core each\n"
+        "write: JWT, limit, validation, durable commit · latest: JWT, limit · hello: a tiny JSON, no checks",
+    )
+    _bars(axes, cells)
+    _names(axes, run, cells, lambda cell: f"{run.titles[cell.target]}: {cell.scenario}")
+    return figure
+
+
+def _bars(axes: Axes, cells: Sequence[Measured]) -> None:
     for place, cell in enumerate(cells):
         rates = sorted(cell.rates.values())
         axes.barh(place, middle(rates), color=_colour(cell), height=0.7)
@@ -66,10 +98,8 @@ def throughput(run: Digest, kind: Kind, cells: Sequence[Measured]) -> Figure:
             textcoords="offset points",
             va="center",
         )
-    _names(axes, run, cells)
     axes.set_xlim(0, max(max(cell.rates.values()) for cell in cells) * 1.15)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-    return figure
 
 
 def latency(run: Digest, kind: Kind, cells: Sequence[Measured]) -> Figure:
@@ -209,11 +239,13 @@ def _sheet(bars: int, title: str) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _names(axes: Axes, run: Digest, cells: Sequence[Measured]) -> None:
-    axes.set_yticks(range(len(cells)), [run.titles[cell.target] for cell in cells])
+def _names(
+    axes: Axes, run: Digest, cells: Sequence[Measured], name: Callable[[Measured], str] | None = None
+) -> None:
+    axes.set_yticks(range(len(cells)), [name(cell) if name else run.titles[cell.target] for cell in cells])
     axes.tick_params(axis="y", length=0)
     for label, cell in zip(axes.get_yticklabels(), cells, strict=True):
-        if cell.target == HOUSE:
+        if is_house(cell.target):
             label.set_fontweight("bold")
 
 
@@ -224,7 +256,9 @@ def _label(axes: Axes, value: float, place: float, text: str) -> None:
 def _colour(cell: Measured) -> str:
     if cell.target == HOUSE:
         return HOUSE_COLOUR
-    return FLOOR_COLOUR if cell.target.startswith(("raw_", "bare_")) else PEER_COLOUR
+    if is_house(cell.target):
+        return SECOND_COLOUR
+    return FLOOR_COLOUR if is_floor(cell.target) else PEER_COLOUR
 
 
 def _save(figure: Figure, path: Path) -> Path:

@@ -9,7 +9,6 @@ from bench.musts import COSTS, DEADLINES, L1, MUSTS, Cost, Must
 from bench.results import Cell, Figures, Plan
 from bench.scenarios import SCENARIOS
 
-HOUSE = "tidegate"
 # From this on the load generator, and not the server, may have been the limit.
 LOADED = 0.97
 
@@ -27,7 +26,6 @@ def render(plan: Plan, cells: Sequence[Cell], titles: Mapping[str, str]) -> str:
     parts = [
         section("Musts", table(MUST_HEAD, _musts(figures))),
         section("Cells", table(_CELL_HEAD, _cells(figures, titles)), _OVERLOAD),
-        section("Tidegate beside each hello", _beside(figures, titles)),
         section("Open loop at half of the own maximum", table(_OPEN_HEAD, _opens(figures))),
         section("Doubts", "\n".join(f"- {doubt}" for doubt in doubts(cells))),
     ]
@@ -143,28 +141,6 @@ def _order(name: str) -> tuple[int, str]:
 def _counts_requests(scenario: str) -> bool:
     known = SCENARIOS.get(scenario)
     return known is not None and known.readings == 1 and known.load != "ceiling"
-
-
-def _beside(figures: Mapping[str, Rounds], titles: Mapping[str, str]) -> str:
-    """A matrix: what Tidegate does in full, by what the others reach without any checks."""
-    peers = [name for name in sorted(figures) if name.startswith("hello@") and figures[name]]
-    ours = [
-        name
-        for name in sorted(figures, key=_order)
-        if name.endswith(f"@{HOUSE}") and figures[name] and _counts_requests(name.partition("@")[0])
-    ]
-    if not peers or not ours:
-        return ""
-    peers.sort(key=lambda name: -middle(figures[name], lambda each: each.rate))
-    ours = [name for name in ours if SCENARIOS[name.partition("@")[0]].load == "closed"]
-    rows = []
-    for peer in peers:
-        row = [titles.get(peer.partition("@")[2], peer)]
-        for name in ours:
-            found = spread(ratios(rates(figures[name]), rates(figures[peer])))
-            row.append(span(found, ".2f", " x") if found else "")
-        rows.append(tuple(row))
-    return table(("hello of", *(name.partition("@")[0] for name in ours)), rows)
 
 
 def _opens(figures: Mapping[str, Rounds]) -> Iterator[tuple[str, ...]]:

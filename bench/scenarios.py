@@ -50,7 +50,7 @@ class Scenario(Struct, frozen=True):
         return self.load in ("memory", "memory-loaded", "start", "size")
 
 
-_HELLO = Ask(path="/hello")
+_HELLO = Ask(path=contract.HELLO)
 _LATEST = Ask(path=contract.LATEST, token="*")
 _MANY = Ask(path=contract.MANY_LATEST, token="*", devices=contract.MANY)
 _WRITE = Ask("POST", contract.READINGS, contract.READING, "*")
@@ -60,7 +60,7 @@ _BATCH = Ask("POST", contract.BATCHES, token="*", batches=True)
 
 _BAD_TOKEN = Ask("POST", contract.READINGS, contract.READING, contract.BAD_TOKEN, status=401)
 _BAD_BODY = Ask("POST", contract.READINGS, contract.BAD_READING, "*", status=422)
-_NEW = Ask(path="/hello", closes=True)
+_NEW = Ask(path=contract.HELLO, closes=True)
 _NONE = Ask()
 
 
@@ -71,7 +71,7 @@ def _cold(ask: Ask) -> Ask:
 SCENARIOS = {
     scenario.name: scenario
     for scenario in (
-        Scenario("hello", 'GET {"ok":true}, no checks', _HELLO, verify.hello),
+        Scenario("hello", "GET a tiny JSON, no checks (of the gate: /livez)", _HELLO, verify.hello),
         Scenario("hello-cold", "the same, a head of its own each", _cold(_HELLO), verify.hello),
         Scenario("latest", "GET latest values, from memory; JWT, limit", _LATEST, verify.latest),
         Scenario("latest-cold", "the same, a head of its own each", _cold(_LATEST), verify.latest),

@@ -2,17 +2,21 @@
 
 from collections.abc import Iterator, Sequence
 
-from bench import beaten, canary, report
+from bench import beaten, canary, everything, report
 from bench.digest import Digest, Measured, ceilings, digest
 from bench.live import report as live
 from bench.live.scenarios import LIVE
-from bench.plans import HOUSE
+from bench.plans import HOUSE, HOUSE_ON_POSTGRESQL
 from bench.report import section, span, table
 from bench.results import Cell, Plan, Results
 
 _WIN_HEAD = ("scenario", "who", "what", "better by", "Tidegate", "they", "rounds")
 _COST_HEAD = ("scenario", "target", "CPU us", "database us", "MiB idle", "MiB loaded", "start ms")
 _CURVE_HEAD = ("scenario", "target", "offered/s", "p50 ms", "p99 ms", "p99.9 ms", "max ms", "p99 of rounds")
+_EVERYTHING_NOTE = (
+    "`write`: token, limit, validation, 200 after a durable commit. `latest`: token, limit, from memory. "
+    "`hello`: a tiny JSON, nothing is checked."
+)
 _RATIO_NOTE = (
     "Ratios are medians of the rounds' ratios, in brackets the least and the greatest. Floors are no "
     "servers: they do less than the contract asks, and show what is to be had."
@@ -26,8 +30,11 @@ def render(results: Results) -> str:
     parts = [
         f"# {results.directory.name}",
         _head(results),
-        section("Where Tidegate is beaten", _beaten(run)),
-        section("Beside Tidegate", _beside(run), _RATIO_NOTE),
+        section("Where Tidegate is beaten", _beaten(run, HOUSE)),
+        section("Where Tidegate on PostgreSQL is beaten", _beaten(run, HOUSE_ON_POSTGRESQL)),
+        section("Everything switched on, beside everybody's hello", _everything(run), _EVERYTHING_NOTE),
+        section("Beside Tidegate", _beside(run, HOUSE), _RATIO_NOTE),
+        section("Beside Tidegate on PostgreSQL", _beside(run, HOUSE_ON_POSTGRESQL)),
         section("Latency at fixed offered loads", table(_CURVE_HEAD, _curves(run))),
         section("CPU and memory", table(_COST_HEAD, _costs(run))),
         section("What the generators reach", "\n".join(f"- {line}" for line in ceilings(run))),
@@ -70,11 +77,11 @@ def _head(results: Results) -> str:
     )
 
 
-def _beaten(run: Digest) -> str:
+def _beaten(run: Digest, target: str) -> str:
     """Empty only where the gate took part in nothing."""
-    if not any(run.house(kind.name) for kind in run.kinds):
+    if not any(run.house(kind.name, target) for kind in run.kinds):
         return ""
-    if not (found := beaten.wins(run)):
+    if not (found := beaten.wins(run, target)):
         return "Nowhere in this run."
     rows = [
         (
@@ -91,16 +98,34 @@ def _beaten(run: Digest) -> str:
     return table(_WIN_HEAD, rows)
 
 
-def _beside(run: Digest) -> str:
+def _everything(run: Digest) -> str:
+    """What Tidegate does in full, by what the others reach without any checks."""
+    rows = [
+        (
+            run.titles[each.target] + (" (floor)" if each.floor else ""),
+            span(each.rate, ",.0f"),
+            *(
+                span(each.factors[name], ".2f", " x") if name in each.factors else ""
+                for name in everything.OURS
+            ),
+        )
+        for each in everything.greetings(run)
+    ]
+    told = "\n".join(f"- {line}" for line in everything.told(run))
+    head = ("hello of", "hello/s", *(f"Tidegate's {name} by it" for name in everything.OURS))
+    return "\n\n".join(part for part in (told, table(head, rows)) if part)
+
+
+def _beside(run: Digest, target: str) -> str:
     """What Tidegate reaches by what each other target does, on the same scenario."""
-    kinds = [kind for kind in run.kinds if run.house(kind.name) and len(run.of(kind.name)) > 1]
+    kinds = [kind for kind in run.kinds if run.house(kind.name, target) and len(run.of(kind.name)) > 1]
     peers = list(dict.fromkeys(cell.target for kind in kinds for cell in run.of(kind.name)))
     rows = []
     for peer in peers:
-        if peer != HOUSE:
-            found = [run.ratio(f"{kind.name}@{HOUSE}", f"{kind.name}@{peer}") for kind in kinds]
+        if peer != target:
+            found = [run.ratio(f"{kind.name}@{target}", f"{kind.name}@{peer}") for kind in kinds]
             rows.append((run.titles[peer], *(span(each, ".2f", " x") if each else "" for each in found)))
-    return table(("Tidegate by", *(kind.name for kind in kinds)), rows) if kinds else ""
+    return table((f"{run.titles[target]} by", *(kind.name for kind in kinds)), rows) if kinds else ""
 
 
 def _curves(run: Digest) -> Iterator[tuple[str, ...]]:

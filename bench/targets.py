@@ -13,6 +13,7 @@ from typing import Any, Literal
 import msgspec
 from msgspec import Struct
 
+from bench.contract import Hello
 from bench.environment import ROOT
 from bench.toolchains import TOOLCHAINS, Toolchain, ToolchainError
 
@@ -33,7 +34,8 @@ class Target(Struct, frozen=True, forbid_unknown_fields=True):
     the house's; node; a program built from Go. `kind`: a server, or a loop that measures itself.
     `database`: "postgresql", or the file that it keeps its rows in, under its data; `rows`: the SQL that
     counts them; `table`: where they are. `redis`: whether it needs one. `cannot`: by scenario, why it takes
-    no part. `limited`: whether it refuses by `{limit}`. `deaf`: it does not end by SIGTERM, so it is killed.
+    no part. `hello`: where and what it answers to that, if not as all. `limited`: whether it refuses by
+    `{limit}`. `deaf`: it does not end by SIGTERM, so it is killed.
 
     `variant_of`: the target that it is but for what it says itself, variable by variable. `group`: of a
     target that only the command of this name measures. `tables`: of a loop on PostgreSQL the target that
@@ -50,6 +52,7 @@ class Target(Struct, frozen=True, forbid_unknown_fields=True):
     table: str = "readings"
     redis: bool = False
     cannot: dict[str, str] = {}
+    hello: Hello = Hello()
     limited: bool = False
     deaf: bool = False
     variant_of: str = ""

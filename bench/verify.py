@@ -33,7 +33,7 @@ class Subject(Struct, frozen=True):
     """A target that is checked. `rows` counts those that are committed in its database.
 
     `faults`: what is wrong with the durability of its database; `pending`: whether something that was
-    committed is not on the disk yet.
+    committed is not on the disk yet. `hello`: where it says hello, and how.
     """
 
     client: Client
@@ -41,6 +41,7 @@ class Subject(Struct, frozen=True):
     url: str = ""
     faults: Callable[[], list[str]] = _no_faults
     pending: Callable[[], bool] = _nothing_pending
+    hello: contract.Hello = contract.Hello()
 
 
 class Unverified(Exception):
@@ -49,16 +50,18 @@ class Unverified(Exception):
 
 def answers(subject: Subject) -> None:
     """Anything at all."""
-    subject.client.ask("GET", "/hello", token="")
+    subject.client.ask("GET", contract.HELLO, token="")
 
 
 def hello(subject: Subject) -> None:
-    """GET /hello: 200 with {"ok": true} as JSON, on a connection that stays open."""
-    client = subject.client
+    """GET /hello: 200 with {"ok": true}, or as the target names it, on a connection that stays open."""
+    client, wanted = subject.client, subject.hello
     for _ in range(3):
-        answer = client.ask("GET", "/hello", token="")
-        _expect(answer, 200, "for GET /hello")
-        if _json(answer) != {"ok": True}:
+        answer = client.ask("GET", wanted.path, token="")
+        _expect(answer, 200, f"for GET {wanted.path}")
+        if wanted.body and answer.body != wanted.body.encode():
+            raise Unverified(f"expected the body {wanted.body} to the byte: {answer}")
+        if not wanted.body and _json(answer) != {"ok": True}:
             raise Unverified(f'expected the body {{"ok": true}}: {answer}')
         kind = answer.headers.get("content-type", "")
         if kind.partition(";")[0].strip() != "application/json":

@@ -22,6 +22,7 @@ const format = (value) => {
   return value.toLocaleString("en", { minimumFractionDigits: digits, maximumFractionDigits: digits });
 };
 const cellOf = (scenario, target) => run.cells.find((cell) => cell.scenario === scenario && cell.target === target);
+const isHouse = (target) => run.houses.includes(target);
 const isFloor = (target) => run.floors.includes(target);
 
 function make(tag, attributes = {}, ...children) {
@@ -79,8 +80,8 @@ function drawBars(found) {
     svg.append(make("text", { class: "axis", x: x(tick), y: height - 8, "text-anchor": "middle" }, tick.toLocaleString("en")));
   }
   found.forEach((bar, place) => {
-    const y = top + place * row, middle = y + row / 2, house = bar.target === HOUSE;
-    const fill = house ? "var(--house)" : isFloor(bar.target) ? "var(--floor)" : "var(--peer)";
+    const y = top + place * row, middle = y + row / 2, house = isHouse(bar.target);
+    const fill = bar.target === HOUSE ? "var(--house)" : house ? "var(--second)" : isFloor(bar.target) ? "var(--floor)" : "var(--peer)";
     const hint = `${run.titles[bar.target]}: ${format(bar.median)} (${format(Math.min(...bar.values))} - ${format(Math.max(...bar.values))})`;
     const group = make("g", {}, make("title", {}, hint));
     group.append(make("text", { x: left - 10, y: middle + 4, "text-anchor": "end", class: house ? "house" : "" }, run.titles[bar.target]));
@@ -217,8 +218,20 @@ function still() {
   const env = run.environment;
   byId("when").textContent = `${(env.started || "").slice(0, 10)} · commit ${env.commit || "unknown"}${env.dirty ? " with local changes" : ""} · ${env.cpu || "unknown CPU"}, ${env.cores || "?"} cores · ${run.plan.rounds} rounds of ${run.plan.seconds} s`;
   byId("limits").textContent = run.limits;
-  const wins = run.wins.map((win) => ({ house: false, cells: [win.scenario, run.titles[win.target] + (win.floor ? " (floor)" : ""), win.what, `${format(win.factor)} ×`, win.ours, win.theirs, win.rounds ? `${win.won} of ${win.rounds}` : "medians"] }));
-  byId("beaten").replaceChildren(wins.length ? table(["scenario", "who", "what", "better by", "Tidegate", "they", "rounds"], wins, true) : make("p", {}, run.cells.some((cell) => cell.target === HOUSE && cell.rates.length) ? "Nowhere in this run." : "Tidegate took no part in this run."));
+  const took = (target) => run.cells.some((cell) => cell.target === target && cell.rates.length);
+  const beaten = (wins, target) => {
+    const rows = wins.map((win) => ({ house: false, cells: [win.scenario, run.titles[win.target] + (win.floor ? " (floor)" : ""), win.what, `${format(win.factor)} ×`, win.ours, win.theirs, win.rounds ? `${win.won} of ${win.rounds}` : "medians"] }));
+    return rows.length ? table(["scenario", "who", "what", "better by", "Tidegate", "they", "rounds"], rows, true) : make("p", {}, took(target) ? "Nowhere in this run." : "Tidegate took no part in this run.");
+  };
+  byId("beaten").replaceChildren(beaten(run.wins, HOUSE));
+  byId("second").hidden = !took(run.second);
+  byId("beaten-second").replaceChildren(beaten(run.winsOnPostgresql, run.second));
+  const ours = [...new Set(run.greetings.flatMap((each) => Object.keys(each.factors)))];
+  const span = (found, mark = "") => `${format(found.median)}${mark} (${format(found.least)} - ${format(found.most)})`;
+  const greetings = run.greetings.map((each) => ({ house: false, cells: [run.titles[each.target] + (each.floor ? " (floor)" : ""), span(each.rate), ...ours.map((name) => (each.factors[name] ? span(each.factors[name], " ×") : ""))] }));
+  byId("full").hidden = !greetings.length;
+  byId("told").replaceChildren(...run.told.map((line) => make("li", {}, line.replaceAll("`", ""))));
+  byId("greetings").replaceChildren(table(["hello of", "hello/s", ...ours.map((name) => `Tidegate's ${name} by it`)], greetings, true));
   byId("method").replaceChildren(...run.method.map((line) => make("li", {}, line)));
   byId("machine").replaceChildren(table(["what", "found"], Object.entries(env).map(([name, value]) => ({ cells: [name, typeof value === "string" ? value : JSON.stringify(value)] })), true));
   byId("versions").replaceChildren(table(["target", "packages"], Object.entries(run.facts).map(([name, facts]) => ({ cells: [facts.title || name, facts.broken || Object.entries(facts.versions).map((pair) => pair.join(" ")).join(", ")] })), true));

@@ -7,7 +7,7 @@ import pytest
 
 from bench import servers
 from bench.__main__ import main
-from bench.acceptance import absent, examine
+from bench.acceptance import absent, examine, limit_complaint
 from bench.processes import running
 from bench.servers import ServerError
 from bench.targets import HOME, Target, TargetError, load, prepare
@@ -56,6 +56,21 @@ def test_what_a_target_lacks_is_told_scenario_by_scenario(home: Path) -> None:
     assert limit.complaint.startswith("expected `limited = true` in target.toml")
     assert "latest" in absent(target)
     assert "hello" not in absent(target)
+
+
+def test_who_has_no_limit_to_keep_is_not_asked_for_one(home: Path) -> None:
+    # Nothing that could be started.
+    assert limit_complaint(Target("x", ["no-such-file.py"], ["hello"], "house")) == ""
+    assert limit_complaint(Target("x", ["no-such-file.py"], ["write"], "house", kind="loop")) == ""
+    complaint = limit_complaint(Target("x", ["no-such-file.py"], ["write"], "house"))
+    assert complaint.startswith("expected `limited = true` in target.toml")
+
+
+def test_who_says_it_has_a_limit_is_held_to_it(home: Path) -> None:
+    target = Target("x", ["-c", SERVER, "{port}"], ["hello", "write"], "house", limited=True, name="mine")
+    assert limit_complaint(target).startswith("expected 429 within 600 requests")
+    ended = Target("x", ["-c", "raise SystemExit('no licence')"], ["write"], "house", limited=True, name="x")
+    assert "no licence" in limit_complaint(ended)
 
 
 def test_an_unknown_name_is_told_with_those_that_there_are(

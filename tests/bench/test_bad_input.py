@@ -41,7 +41,7 @@ def bench(*arguments: str) -> "subprocess.CompletedProcess[str]":
         (["run", "--targets", "tidgate"], "bench: no target is named tidgate (did you mean tidegate"),
         (["run", "--scenarios", "wirte"], "bench: no scenario is named wirte (did you mean write"),
         (
-            ["run", "--targets", "tidegate", "--scenarios", "hello"],
+            ["run", "--targets", "tidegate", "--scenarios", "ws-echo"],
             "bench: nothing to measure; tidegate has no",
         ),
         (["run", "--seconds", "300"], "minutes, more than 90: ask for fewer --targets"),

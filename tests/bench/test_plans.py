@@ -25,8 +25,9 @@ def test_a_full_run_asks_the_chosen_everything_and_all_others_hello_and_write() 
     assert set(plans.CHOSEN) <= set(KNOWN)
     for target in plans.CHOSEN:
         assert by_target[target] == set(plans.EIGHT), target
-    assert by_target[plans.HOUSE] == {*plans.EIGHT, *plans.OPEN} - {"hello"}
-    others = set(by_target) - {*plans.CHOSEN, plans.HOUSE, "bare_sqlite"}
+    assert by_target[plans.HOUSE] == {*plans.EIGHT, *plans.OPEN}
+    assert by_target[plans.HOUSE_ON_POSTGRESQL] == set(plans.EIGHT)
+    others = set(by_target) - {*plans.CHOSEN, plans.HOUSE, plans.HOUSE_ON_POSTGRESQL, "bare_sqlite"}
     assert by_target["raw_constant"] == {"hello", "hello-ceiling"}
     assert all(by_target[target] <= set(plans.ALL) for target in others - {"raw_constant"})
     # Everybody who can is there.
@@ -71,6 +72,17 @@ def test_a_cell_with_a_database_a_curve_or_a_crowd_takes_longer() -> None:
     assert plans.seconds_of(plan(), "start@tidegate", KNOWN) < simple
 
 
+def test_the_limit_of_each_target_counts_once_in_a_run_s_time() -> None:
+    cells = ["hello@raw_httptools", "write@tidegate"]
+    times = [plans.duration(plan(*cells, rounds=rounds), KNOWN) for rounds in (1, 2)]
+    once = sum(plans.seconds_of(plan(), name, KNOWN) for name in cells)
+    assert times[1] - times[0] == pytest.approx(once)
+    # Of raw_httptools there is none to check.
+    assert times[0] - once == pytest.approx(plans.limits_seconds(plan("write@tidegate"), KNOWN))
+    assert plans.limits_seconds(plan("write@tidegate"), KNOWN) > 0
+    assert plans.limits_seconds(plan("hello@raw_httptools"), KNOWN) == 0
+
+
 def test_cells_are_chosen_by_targets_and_scenarios() -> None:
     assert plans.select(EVERY, KNOWN, ["write"], ["tidegate"]) == ["write@tidegate"]
     assert set(plans.select(EVERY, KNOWN, [], ["raw_constant"])) == {
@@ -85,7 +97,7 @@ def test_cells_are_chosen_by_targets_and_scenarios() -> None:
         (["wirte"], [], "no scenario is named wirte (did you mean write"),
         ([], ["tidgate"], "no target is named tidgate (did you mean tidegate"),
         ([], ["xyzzy"], "no target is named xyzzy; there are: "),
-        (["hello"], ["tidegate"], "nothing to measure; tidegate has no hello: its contract has nothing"),
+        (["ws-echo"], ["tidegate"], "nothing to measure; tidegate has no ws-echo: its WebSockets follow"),
         (["fanout-1"], ["raw_constant"], "raw_constant has no fanout-1: its description does not name it"),
     ],
 )

@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from bench import beaten, compare, digest, gallery, page, plots, report, summary
+from bench import beaten, compare, digest, everything, gallery, page, plots, report, summary
 from bench.load.open_loop import Open
 from bench.results import Cell, Figures, Plan, Results
 from tests.bench import invented
@@ -131,6 +131,105 @@ def test_what_the_generators_reach_is_shown(tmp_path: Path) -> None:
     assert "constant bytes: 140,000 (140,000 - 140,000) requests/s" in text
     assert "before it is late itself: 70,000 (" in text
     assert "At most: wrk" in page.render(run)
+
+
+# -- everything on, beside each hello -------------------------------------------------------------
+
+
+def full(home: Path, **rates: tuple[float, ...]) -> Results:
+    """A run of cells, the rates of their rounds by `scenario__target`."""
+    by_name = {name.replace("__", "@"): each for name, each in rates.items()}
+    run = Results.create(home, "run", Plan(list(by_name), 2, 1, 1, 1), {})
+    for name, each in by_name.items():
+        scenario, _, target = name.partition("@")
+        for number, rate in enumerate(each, 1):
+            run.add(Cell(number, scenario, target, "", 1.0, "", Figures(rate)))
+    return run
+
+
+def test_the_gate_in_full_is_told_by_each_hello_round_by_round(tmp_path: Path) -> None:
+    run = digest.digest(
+        full(
+            tmp_path,
+            write__tidegate=(30.0, 60.0),
+            hello__slow=(10.0, 20.0),
+            hello__even=(40.0, 50.0),
+            hello__quick=(60.0, 90.0),
+            hello__raw_one=(300.0, 300.0),
+            hello__tidegate=(50.0, 50.0),
+            hello__tidegate_postgres=(50.0, 50.0),
+        )
+    )
+    found = everything.greetings(run)
+    # The fastest first; the gate's own hello is none of them.
+    assert [(each.target, each.floor) for each in found] == [
+        ("raw_one", True),
+        ("quick", False),
+        ("even", False),
+        ("slow", False),
+    ]
+    assert [each.factors["write"].median for each in found[2:]] == pytest.approx([0.975, 3.0])
+    assert all(set(each.factors) == {"write"} for each in found)
+    (standing,) = everything.standings(run)
+    assert (standing.above, standing.even, standing.below) == (["slow"], ["even"], ["quick"])
+    assert list(everything.told(run)) == [
+        "`write` with everything on, 45/s: faster than the `hello` of 1 of 3 others in every round, "
+        "faster in some rounds than that of 1 (even), slower than 1 (quick)."
+    ]
+
+
+def test_everything_on_stands_in_summary_page_and_plots(run: Results, tmp_path: Path) -> None:
+    text = summary.render(run)
+    assert "- `latest` with everything on, 60," in text
+    assert "/s: faster than the `hello` of 1 of 1 others in every round." in text
+    assert "| L1: uvloop + httptools (floor) | " in text
+    data = data_of(page.render(run))
+    assert [each["target"] for each in data["greetings"]] == [  # type: ignore[attr-defined]
+        "raw_httptools",
+        "aiohttp_asyncpg",
+    ]
+    drawn = gallery_files(run, tmp_path)["everything-on.svg"]
+    for label in ("Tidegate: write", "Tidegate: latest", "aiohttp + asyncpg: hello"):
+        assert label in drawn
+    # A floor is no server.
+    assert "httptools" not in drawn
+
+
+def test_without_a_hello_or_a_gate_there_is_nothing_to_tell(tmp_path: Path) -> None:
+    for place, rates in enumerate(({"write__tidegate": (1.0,)}, {"hello__other": (1.0,)})):
+        home = tmp_path / str(place)
+        home.mkdir()
+        found = full(home, **rates)
+        assert "Everything switched on" not in summary.render(found)
+        assert "everything-on.svg" not in gallery_files(found, home / "plots")
+
+
+# -- the gate on PostgreSQL ----------------------------------------------------------------------
+
+
+def test_the_gate_on_postgresql_is_beaten_in_a_section_of_its_own_and_never_by_itself(tmp_path: Path) -> None:
+    run = full(
+        tmp_path,
+        write__tidegate=(50.0, 50.0),
+        write__tidegate_postgres=(20.0, 20.0),
+        write__other=(30.0, 30.0),
+    )
+    assert beaten.wins(digest.digest(run)) == []
+    (win,) = beaten.wins(digest.digest(run), "tidegate_postgres")
+    assert (win.target, win.ours, win.theirs) == ("other", "20", "30")
+    text = summary.render(run)
+    assert "## Where Tidegate is beaten\n\nNowhere in this run." in text
+    assert "## Where Tidegate on PostgreSQL is beaten\n\n| scenario" in text
+    faster = full(tmp_path / "faster", write__tidegate=(20.0,), write__tidegate_postgres=(50.0,))
+    assert beaten.wins(digest.digest(faster)) == []
+
+
+def test_no_cell_of_the_gate_is_a_measure_of_the_machine(tmp_path: Path) -> None:
+    before, after = (
+        digest.digest(full(tmp_path / name, write__tidegate_postgres=(1.0, 1.0), write__other=(1.0, 1.0)))
+        for name in ("before", "after")
+    )
+    assert compare.references(before, after) == ["write@other"]
 
 
 # -- the page ------------------------------------------------------------------------------------

@@ -97,6 +97,37 @@ def test_a_void_cell_is_told_and_fails_the_run(tmp_path: Path, capsys: pytest.Ca
     assert "round 2, latest@tidegate is void: it cheats" in capsys.readouterr().out
 
 
+def test_a_target_that_does_not_keep_its_limit_is_examined_once_and_not_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    events: list[str] = []
+
+    def examine(target: Target) -> str:
+        events.append(f"examine {target.name}")
+        return "expected 429" if target.name == "tidegate" else ""
+
+    def found(round: int, name: str) -> Figures:
+        events.append(name)
+        return Figures(10.0)
+
+    bench = Bench(found)
+    results = Results.create(tmp_path, "run", PLAN, {})
+    assert runner.run(results, KNOWN, bench, examine) == 1
+    assert bench.measured == [(1, L1), (2, L1)]
+    assert sorted(events[: events.index(L1) + 1]) in (
+        ["examine raw_httptools", L1],
+        ["examine raw_httptools", "examine tidegate", L1],
+    )
+    assert events.count("examine raw_httptools") == events.count("examine tidegate") == 1
+    voids = {cell.name: cell.void for cell in results.final()}
+    assert voids == {L1: "", OURS: "not verified: limit: expected 429"}
+    said = capsys.readouterr()
+    assert "tidegate is left out: not verified: limit: expected 429" in said.err
+    assert "round 2, latest@tidegate is void: not verified: limit" in said.out
+    # Who is mended is examined again, and measured.
+    assert runner.run(Results.read(results.directory), KNOWN, bench, lambda target: "") == 0
+
+
 def test_a_disturbed_cell_is_measured_again_but_not_for_ever(tmp_path: Path) -> None:
     disturbed = [True, False] + [True] * 3
 

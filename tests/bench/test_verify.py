@@ -3,13 +3,16 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from bench import servers, verify
 from bench.acceptance import examine
+from bench.cells import measure
+from bench.contract import Hello
 from bench.scenarios import SCENARIOS
 from bench.targets import load
-from bench.verify import Unverified
+from bench.verify import Subject, Unverified
 from tests.bench.planted import planted, planted_postgres
 
 CHEATS = [
@@ -66,6 +69,35 @@ def test_a_cheat_is_caught(tmp_path: Path, scenario: str, fault: str, complaint:
     with planted(tmp_path / "planted.db", fault) as subject, pytest.raises(Unverified) as caught:
         SCENARIOS[scenario].check(subject)
     assert complaint in str(caught.value)
+
+
+def test_a_target_says_hello_where_and_as_its_description_has_it(tmp_path: Path) -> None:
+    with planted(tmp_path / "planted.db") as subject:
+        verify.hello(greeting(subject, Hello(body='{"ok": true}')))
+
+
+@pytest.mark.parametrize(
+    ("hello", "complaint"),
+    [
+        (Hello(body='{"ok":true}'), 'expected the body {"ok":true} to the byte: 200 '),
+        (Hello("/livez"), "expected 200 for GET /livez: 401"),
+    ],
+)
+def test_another_hello_than_described_is_caught(tmp_path: Path, hello: Hello, complaint: str) -> None:
+    with planted(tmp_path / "planted.db") as subject, pytest.raises(Unverified) as caught:
+        verify.hello(greeting(subject, hello))
+    assert complaint in str(caught.value)
+
+
+def greeting(subject: Subject, hello: Hello) -> Subject:
+    return msgspec.structs.replace(subject, hello=hello)
+
+
+@pytest.mark.system
+def test_a_load_asks_for_hello_where_the_target_says_it() -> None:
+    # Anywhere else the gate answers 404, which voids a cell.
+    cell = measure(1, SCENARIOS["hello"], load()["tidegate"], 1, 1)
+    assert (cell.void, cell.figures is not None) == ("", True)
 
 
 def test_a_target_that_limits_its_principals_is_verified(tmp_path: Path) -> None:

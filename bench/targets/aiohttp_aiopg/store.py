@@ -11,38 +11,9 @@ import orjson
 import psycopg2.extras
 from answers import Latest, Written
 from readings import Row
+from sql import FORMAT, SCHEMA
 
 POOL = 10
-SCHEMA = """
-CREATE TABLE IF NOT EXISTS readings (
-    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    device text NOT NULL,
-    metric text NOT NULL,
-    ts bigint NOT NULL,
-    value jsonb NOT NULL,
-    UNIQUE (device, metric, ts)
-)
-"""
-ONE = "INSERT INTO readings (device, metric, ts, value) VALUES (%s, %s, %s, %s) ON CONFLICT DO NOTHING RETURNING id"
-MANY = """
-WITH stored AS (
-    INSERT INTO readings (device, metric, ts, value)
-    SELECT %s, * FROM unnest(%s::text[], %s::bigint[], %s::jsonb[])
-    ON CONFLICT DO NOTHING RETURNING id
-)
-SELECT count(*), coalesce(max(id), 0) FROM stored
-"""
-LATEST = """
-SELECT DISTINCT ON (metric) metric, ts, id, value FROM readings
-WHERE device = %s ORDER BY metric, ts DESC
-"""
-PAGE = """
-SELECT id, ts, value FROM readings
-WHERE device = %s AND metric = %s AND ts >= %s AND ts < %s ORDER BY ts {order} LIMIT %s
-"""
-UP, DOWN = PAGE.format(order="ASC"), PAGE.format(order="DESC")
-
-
 class Store:
     """Readings, and the latest of them in memory."""
 
@@ -71,11 +42,11 @@ class Store:
         """Store them durably; what is there already stays as it is."""
         if len(rows) == 1:
             [(metric, ts, value)] = rows
-            found = await self._run(ONE, device, metric, ts, _encoded(value))
+            found = await self._run(FORMAT.one, device, metric, ts, _encoded(value))
             stored = Written(1, found[0][0]) if found else Written(0, 0)
         else:
             metrics, times, values = (list(column) for column in zip(*rows, strict=True))
-            found = await self._run(MANY, device, metrics, times, [_encoded(value) for value in values])
+            found = await self._run(FORMAT.many, device, metrics, times, [_encoded(value) for value in values])
             stored = Written(*found[0])
         self._latest.forget(device)
         return stored
@@ -85,7 +56,7 @@ class Store:
         body = self._latest.get(device)
         if body is None:
             writes = self._latest.writes(device)
-            body = answers.latest(device, await self._run(LATEST, device))
+            body = answers.latest(device, await self._run(FORMAT.latest, device))
             self._latest.keep(device, writes, body)
         return body
 
@@ -102,7 +73,8 @@ class Store:
         """A page of a range; times in microseconds."""
         if cursor is not None:
             low, high = (low, cursor + 1) if descending else (cursor, high)
-        rows = await self._run(DOWN if descending else UP, device, metric, low, high, limit + 1)
+        statement = FORMAT.descending if descending else FORMAT.ascending
+        rows = await self._run(statement, device, metric, low, high, limit + 1)
         return answers.page(metric, limit, rows)
 
     async def _run(self, statement: str, *arguments: object) -> list[tuple[Any, ...]]:

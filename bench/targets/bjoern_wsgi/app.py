@@ -16,7 +16,8 @@ import orjson
 import psycopg
 from checks import LATEST_HEADERS, Refused, admit, http_date
 from readings import page_query, parse
-from sync_store import SCHEMA, Store
+from sql import SCHEMA
+from sync_store import Store
 
 HELLO = b'{"ok":true}'
 HELLO_HEADERS = [("Content-Type", "application/json"), ("Content-Length", str(len(HELLO)))]

@@ -11,38 +11,9 @@ import asyncpg
 import orjson
 from answers import Latest, Written
 from readings import Row
+from sql import NUMBERED, SCHEMA
 
 POOL = 10
-SCHEMA = """
-CREATE TABLE IF NOT EXISTS readings (
-    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    device text NOT NULL,
-    metric text NOT NULL,
-    ts bigint NOT NULL,
-    value jsonb NOT NULL,
-    UNIQUE (device, metric, ts)
-)
-"""
-ONE = "INSERT INTO readings (device, metric, ts, value) VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING RETURNING id"
-MANY = """
-WITH stored AS (
-    INSERT INTO readings (device, metric, ts, value)
-    SELECT $1, * FROM unnest($2::text[], $3::bigint[], $4::jsonb[])
-    ON CONFLICT DO NOTHING RETURNING id
-)
-SELECT count(*), coalesce(max(id), 0) FROM stored
-"""
-LATEST = """
-SELECT DISTINCT ON (metric) metric, ts, id, value FROM readings
-WHERE device = $1 ORDER BY metric, ts DESC
-"""
-PAGE = """
-SELECT id, ts, value FROM readings
-WHERE device = $1 AND metric = $2 AND ts >= $3 AND ts < $4 ORDER BY ts {order} LIMIT $5
-"""
-UP, DOWN = PAGE.format(order="ASC"), PAGE.format(order="DESC")
-
-
 class Store:
     """Readings, and the latest of them in memory."""
 
@@ -64,11 +35,11 @@ class Store:
     async def add(self, device: str, rows: list[Row]) -> Written:
         """Store them durably; what is there already stays as it is."""
         if len(rows) == 1:
-            id = await self._pool.fetchval(ONE, device, *rows[0])
+            id = await self._pool.fetchval(NUMBERED.one, device, *rows[0])
             stored = Written(0, 0) if id is None else Written(1, id)
         else:
             metrics, times, values = (list(column) for column in zip(*rows, strict=True))
-            stored = Written(*await self._pool.fetchrow(MANY, device, metrics, times, values))
+            stored = Written(*await self._pool.fetchrow(NUMBERED.many, device, metrics, times, values))
         self._latest.forget(device)
         return stored
 
@@ -77,7 +48,7 @@ class Store:
         body = self._latest.get(device)
         if body is None:
             writes = self._latest.writes(device)
-            body = answers.latest(device, await self._pool.fetch(LATEST, device))
+            body = answers.latest(device, await self._pool.fetch(NUMBERED.latest, device))
             self._latest.keep(device, writes, body)
         return body
 
@@ -94,7 +65,8 @@ class Store:
         """A page of a range; times in microseconds."""
         if cursor is not None:
             low, high = (low, cursor + 1) if descending else (cursor, high)
-        rows = await self._pool.fetch(DOWN if descending else UP, device, metric, low, high, limit + 1)
+        statement = NUMBERED.descending if descending else NUMBERED.ascending
+        rows = await self._pool.fetch(statement, device, metric, low, high, limit + 1)
         return answers.page(metric, limit, rows)
 
 

@@ -11,38 +11,9 @@ import answers
 import orjson
 from answers import Latest, Written
 from readings import Row
+from sql import FORMAT_TEXT
 
 Run = Callable[[str, list[Any]], list[tuple[Any, ...]]]
-SCHEMA = """
-CREATE TABLE IF NOT EXISTS readings (
-    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    device text NOT NULL,
-    metric text NOT NULL,
-    ts bigint NOT NULL,
-    value jsonb NOT NULL,
-    UNIQUE (device, metric, ts)
-)
-"""
-ONE = "INSERT INTO readings (device, metric, ts, value) VALUES (%s, %s, %s, %s) ON CONFLICT DO NOTHING RETURNING id"
-MANY = """
-WITH stored AS (
-    INSERT INTO readings (device, metric, ts, value)
-    SELECT %s, * FROM unnest(%s::text[], %s::bigint[], %s::jsonb[])
-    ON CONFLICT DO NOTHING RETURNING id
-)
-SELECT count(*), coalesce(max(id), 0) FROM stored
-"""
-LATEST = """
-SELECT DISTINCT ON (metric) metric, ts, id, value::text FROM readings
-WHERE device = %s ORDER BY metric, ts DESC
-"""
-PAGE = """
-SELECT id, ts, value::text FROM readings
-WHERE device = %s AND metric = %s AND ts >= %s AND ts < %s ORDER BY ts {order} LIMIT %s
-"""
-UP, DOWN = PAGE.format(order="ASC"), PAGE.format(order="DESC")
-
-
 class Store:
     """Readings, and the latest of them in memory."""
 
@@ -54,12 +25,12 @@ class Store:
         """Store them durably; what is there already stays as it is."""
         if len(rows) == 1:
             [(metric, ts, value)] = rows
-            found = self._run(ONE, [device, metric, ts, orjson.dumps(value).decode()])
+            found = self._run(FORMAT_TEXT.one, [device, metric, ts, orjson.dumps(value).decode()])
             stored = Written(1, found[0][0]) if found else Written(0, 0)
         else:
             metrics, times, values = (list(column) for column in zip(*rows, strict=True))
             texts = [orjson.dumps(value).decode() for value in values]
-            stored = Written(*self._run(MANY, [device, metrics, times, texts])[0])
+            stored = Written(*self._run(FORMAT_TEXT.many, [device, metrics, times, texts])[0])
         self._latest.forget(device)
         return stored
 
@@ -68,7 +39,7 @@ class Store:
         body = self._latest.get(device)
         if body is None:
             writes = self._latest.writes(device)
-            rows = self._run(LATEST, [device])
+            rows = self._run(FORMAT_TEXT.latest, [device])
             body = answers.latest(device, [(m, ts, id, orjson.loads(value)) for m, ts, id, value in rows])
             self._latest.keep(device, writes, body)
         return body
@@ -86,5 +57,6 @@ class Store:
         """A page of a range; times in microseconds."""
         if cursor is not None:
             low, high = (low, cursor + 1) if descending else (cursor, high)
-        rows = self._run(DOWN if descending else UP, [device, metric, low, high, limit + 1])
+        statement = FORMAT_TEXT.descending if descending else FORMAT_TEXT.ascending
+        rows = self._run(statement, [device, metric, low, high, limit + 1])
         return answers.page(metric, limit, [(id, ts, orjson.loads(value)) for id, ts, value in rows])

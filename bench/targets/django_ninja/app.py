@@ -54,7 +54,8 @@ from pydantic import (  # noqa: E402
     model_validator,
 )
 from readings import Row, unique_time  # noqa: E402
-from sync_store import SCHEMA, Store  # noqa: E402
+from sql import SCHEMA  # noqa: E402
+from sync_store import Store  # noqa: E402
 
 
 class Orjson(BaseRenderer):

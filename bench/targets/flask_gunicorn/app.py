@@ -14,7 +14,8 @@ from flask.json.provider import JSONProvider
 from flask.typing import ResponseReturnValue
 from psycopg_pool import ConnectionPool
 from readings import page_query, parse
-from sync_store import SCHEMA, Store
+from sql import SCHEMA
+from sync_store import Store
 
 POOL = 10
 

@@ -1,4 +1,7 @@
-"""aiohttp's web.Application on uvloop with aiopg: routes, a middleware for errors, cleanup_ctx for the pool."""
+"""aiohttp's web.Application on uvloop: routes, a middleware for errors, cleanup_ctx for the pool.
+
+Run by `-m` in the folder of a target, so that its own store.py goes before the one that stands here.
+"""
 
 import os
 import sys
