@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from storage.errors import StorageError
+from storage.log import LogState
 from storage.models import Outcome
 from storage.postgres.engine import PostgresEngine
 from tests.servers.postgres import PostgresServer, postgres, replica
@@ -37,6 +38,15 @@ async def settled(store: PostgresStore, ts: int) -> Outcome:
             await asyncio.sleep(0.02)
 
 
+async def refreshed(store: PostgresStore) -> LogState:
+    """The first answer of the database."""
+    async with asyncio.timeout(PATIENCE):
+        while True:
+            with contextlib.suppress(StorageError):
+                return await store.engine.refresh()
+            await asyncio.sleep(0.02)
+
+
 async def test_a_restart_of_gate_and_server_keeps_the_epoch(tmp_path: Path) -> None:
     async with postgres(tmp_path) as server, opened(Node(server.url)) as store:
         epoch = store.engine.state().epoch
@@ -45,7 +55,7 @@ async def test_a_restart_of_gate_and_server_keeps_the_epoch(tmp_path: Path) -> N
             await server.restart(mode)
             await settled(store, 2)
             assert store.engine.state().epoch == epoch
-            assert (await store.engine.refresh()).epoch == epoch
+            assert (await refreshed(store)).epoch == epoch
         await store.reopen()
         assert store.engine.state().epoch == epoch
         assert store.engine.state().head == 2
@@ -67,13 +77,7 @@ async def test_a_failover_makes_a_new_epoch_unless_it_loses_no_commit(
             await primary.stop("immediate")
             await standby.promote()
             # Without a single write the poll of the head notices.
-            async with asyncio.timeout(PATIENCE):
-                while True:
-                    with contextlib.suppress(StorageError):
-                        await store.engine.refresh()
-                        break
-                    await asyncio.sleep(0.02)
-            state = store.engine.state()
+            state = await refreshed(store)
             assert (state.epoch == epoch) is synchronous
             assert state.head == 5
             assert (await settled(store, 10)).offset == 6
