@@ -3,6 +3,10 @@
 Writers append to a list. When the engine is free, everything that waits becomes one transaction
 and all its writers get their answer from that commit. There is no artificial delay: an idle gate
 commits at once, a busy one batches by itself.
+
+The next transaction begins before the writers of the last one are told: the engine does its work
+while the loop does theirs. Where what waits fills a transaction anyway, the engine is given it while
+the one before is still under way, and can make it ready meanwhile.
 """
 
 import asyncio
@@ -22,11 +26,19 @@ _log = logging.getLogger("tidegate.commit")
 BATCH_READINGS = 10_000
 
 
+_UNKNOWN = "the database did not answer in time; the write may be stored or not"
+# Transactions that the engine has at one time.
+DEPTH = 2
+
+
 class Appender(Protocol):
     """The engine's side: commits writes in one transaction."""
 
     def append(self, writes: list[Write]) -> asyncio.Future[Appended]:
-        """Commit; the future never fails, whatever goes wrong is a result. It is not cancelled."""
+        """Commit, after what was given before; the future never fails, whatever goes wrong is a result.
+
+        It is not cancelled. The transaction has begun by the next turn of the loop.
+        """
 
 
 class CommitFigures:
@@ -41,6 +53,16 @@ class CommitFigures:
         self.failed = 0
         self.queued_readings = 0
         self.queued_bytes = 0
+
+
+class _Commit:
+    """A transaction that the engine has."""
+
+    __slots__ = ("future", "writes")
+
+    def __init__(self, writes: list[Write], future: asyncio.Future[Appended]) -> None:
+        self.writes = writes
+        self.future = future
 
 
 class GroupCommit:
@@ -70,6 +92,8 @@ class GroupCommit:
         self._max_size = size
         self._deadline = deadline
         self._waiting: deque[Write] = deque()
+        # What the engine has, the oldest first.
+        self._commits: deque[_Commit] = deque()
         # Idempotency keys of what waits or is being committed.
         self._keys: set[tuple[str, str]] = set()
         self._work = asyncio.Event()
@@ -115,18 +139,44 @@ class GroupCommit:
         await tasks.end(self.task)
 
     async def _run(self) -> None:
+        commits = self._commits
         try:
             while True:
                 await self._work.wait()
                 self._work.clear()
-                while self._waiting:
-                    self._idle.clear()
-                    await self._commit(self._take())
+                self._idle.clear()
+                self._begin()
+                while commits:
+                    appended, seconds = await self._answer(commits[0])
+                    commit = commits.popleft()
+                    self._begin()
+                    try:
+                        if commits:
+                            # It begins before the loop is busy with those who have waited for this one.
+                            await asyncio.sleep(0)
+                    finally:
+                        self._tell(commit, appended, seconds)
                 self._idle.set()
         finally:
             self._closed = True
+            for commit in commits:
+                self._settle_all(commit.writes, Timeout(_UNKNOWN))
             self._refuse("the gate is closing; nothing was stored")
             self._idle.set()
+
+    def _begin(self) -> None:
+        """Give the engine what waits: all if it has nothing, full transactions while it is busy."""
+        commits, figures = self._commits, self.figures
+        while self._waiting and (
+            not commits or (len(commits) < DEPTH and figures.queued_readings >= BATCH_READINGS)
+        ):
+            writes = self._take()
+            try:
+                future = self._engine.append(writes)
+            except Exception as error:
+                future = self._loop.create_future()
+                future.set_exception(error)
+            commits.append(_Commit(writes, future))
 
     def _take(self) -> list[Write]:
         waiting, figures = self._waiting, self.figures
@@ -141,30 +191,33 @@ class GroupCommit:
         figures.queued_bytes -= size
         return writes
 
-    async def _commit(self, writes: list[Write]) -> None:
+    async def _answer(self, commit: _Commit) -> tuple[Appended, float]:
+        """What the engine has made of the oldest, and in how many seconds."""
         started = self._loop.time()
-        alarm = self._loop.call_later(self._deadline, self._let_go, writes)
+        alarm = self._loop.call_later(self._deadline, self._let_go)
         try:
-            appended = await self._engine.append(writes)
+            appended = await commit.future
         except StorageError as error:
-            appended = Appended([error] * len(writes))
+            appended = Appended([error] * len(commit.writes))
         except Exception:
             _log.exception("the engine broke its promise")
-            appended = Appended([Unavailable("the database failed")] * len(writes))
+            appended = Appended([Unavailable("the database failed")] * len(commit.writes))
         finally:
             alarm.cancel()
-        left = [] if self.stuck else writes
         self.stuck = False
+        return appended, self._loop.time() - started
+
+    def _tell(self, commit: _Commit, appended: Appended, seconds: float) -> None:
         batch = appended.batch
         with self._apart("observer"):
-            self._observe(0 if batch is None else len(batch.readings), self._loop.time() - started)
+            self._observe(0 if batch is None else len(batch.readings), seconds)
         for stored in (appended.late, batch):
             if stored is not None:
                 with self._apart("publisher"):
                     self._publish(stored)
         self._count(appended.results)
         # Nobody is left where the writers were told that nobody knows.
-        for write, result in zip(left, appended.results, strict=False):
+        for write, result in zip(commit.writes, appended.results, strict=False):
             self._settle(write, result)
 
     @contextlib.contextmanager
@@ -175,21 +228,24 @@ class GroupCommit:
         except Exception:
             _log.exception("a %s of commits broke", part)
 
-    def _let_go(self, writes: list[Write]) -> None:
+    def _let_go(self) -> None:
         """The engine is stuck: nobody waits for it any longer, though what it has may be stored yet."""
         self.stuck = True
-        self.figures.failed += len(writes)
-        reason = "the database did not answer in time; the write may be stored or not"
-        for write in writes:
-            self._settle(write, Timeout(reason))
+        for commit in self._commits:
+            self.figures.failed += len(commit.writes)
+            self._settle_all(commit.writes, Timeout(_UNKNOWN))
+            commit.writes = []
         self._refuse("the database does not answer; nothing was stored")
 
     def _refuse(self, reason: str) -> None:
         while self._waiting:
             writes = self._take()
             self.figures.failed += len(writes)
-            for write in writes:
-                self._settle(write, Unavailable(reason))
+            self._settle_all(writes, Unavailable(reason))
+
+    def _settle_all(self, writes: list[Write], result: Result) -> None:
+        for write in writes:
+            self._settle(write, result)
 
     def _hold_key(self, idempotency: Idempotency) -> None:
         key = idempotency.principal, idempotency.key

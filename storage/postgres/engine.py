@@ -155,12 +155,14 @@ class PostgresEngine:
         return future
 
     async def _append(self, writes: list[Write], future: asyncio.Future[Appended]) -> None:
+        # The commit before may be under way.
+        columns = self._writer.prepare(writes)
         async with self._turn:
             before = self._writer.state
             if self._writer.unsettled:
                 appended = _failed(writes, "the end of the last commit is not known yet; nothing was stored")
             else:
-                appended = await self._writer.append(writes)
+                appended = await self._writer.append(writes, columns)
                 if self._late is not None:
                     appended, self._late = Appended(appended.results, appended.batch, self._late), None
             if self._writer.state is not before:

@@ -64,12 +64,27 @@ class _Given:
         self.least = 0
 
 
-class _Columns:
-    """The readings of some writes, column by column, as if all were new."""
+class Columns:
+    """The readings of some writes, column by column, as if all were new, and what PostgreSQL is told of them.
 
-    __slots__ = ("devices", "drafts", "fresh", "given", "least", "series", "slots", "steps")
+    Of a generation of names: who has them sent later than another commit is told if it is over.
+    """
 
-    def __init__(self, writes: list[Write], known: dict[Name, int]) -> None:
+    __slots__ = (
+        "arguments",
+        "devices",
+        "drafts",
+        "fresh",
+        "generation",
+        "given",
+        "least",
+        "series",
+        "slots",
+        "steps",
+    )
+
+    def __init__(self, writes: list[Write], names: Names) -> None:
+        self.generation = names.generation
         self.drafts: list[Draft] = []
         self.series: list[int] = []
         # The wanted time, or the least that the gate may give.
@@ -83,7 +98,9 @@ class _Columns:
         # device -> (received, place) of its newest write
         self.devices: dict[str, tuple[int, int]] = {}
         for write in writes:
-            self._add(write, known)
+            self._add(write, names.by_name)
+        # Of `append`, from the series on.
+        self.arguments = self._encoded()
 
     def _add(self, write: Write, known: dict[Name, int]) -> None:
         readings, received = write.readings, write.received
@@ -116,8 +133,7 @@ class _Columns:
         given = self.given[id] = _Given(len(self.given) + 1)
         return given
 
-    def arguments(self) -> tuple[Any, ...]:
-        """Of `append`, from the series on."""
+    def _encoded(self) -> tuple[Any, ...]:
         values = encode_values([draft[3] for draft in self.drafts])
         given, fresh = self.given, self.fresh
         return (
@@ -170,13 +186,23 @@ class Writer:
         """Whether the outcome of a commit is not known: nothing is appended until `settle` has told."""
         return self._unsettled is not None
 
-    async def append(self, writes: list[Write]) -> Appended:
-        """Commit all writes in one transaction; whatever goes wrong is a result.
+    def prepare(self, writes: list[Write]) -> Columns | None:
+        """What can be made ready of a commit before its turn; None if they must go the long way."""
+        if any(write.idempotency is not None for write in writes):
+            return None
+        try:
+            return Columns(writes, self._names)
+        except errors.Refused:
+            # Whose fault it is shows when they are appended.
+            return None
 
-        Where the database refuses a row only the culprit fails.
+    async def append(self, writes: list[Write], columns: Columns | None) -> Appended:
+        """Commit all writes, of which `prepare` made the columns, in one transaction.
+
+        Whatever goes wrong is a result; where the database refuses a row only the culprit fails.
         """
         try:
-            return await self._append(writes)
+            return await self._append(writes, columns)
         except errors.Refused:
             pass
         except errors.StorageError as error:
@@ -186,7 +212,7 @@ class Writer:
         if not rest:
             return Appended([fault for fault in faults if fault is not None])
         try:
-            appended = await self._append(rest, exactly=True)
+            appended = await self._append(rest, None)
         except errors.StorageError as error:
             return Appended([error if fault is None else fault for fault in faults])
         told = iter(appended.results)
@@ -216,11 +242,11 @@ class Writer:
     def _known(self) -> tuple[bool, str, int]:
         return self._synchronous, self.state.epoch, self.state.head
 
-    async def _append(self, writes: list[Write], *, exactly: bool = False) -> Appended:
+    async def _append(self, writes: list[Write], columns: Columns | None) -> Appended:
         """One transaction, tried anew as long as what is remembered turns out to be old. StorageError."""
         self._names.trim()
         end = self._loop.time() + DEADLINE
-        exactly = exactly or any(write.idempotency is not None for write in writes)
+        exactly = columns is None
         for _ in range(TRIES):
             if self._unsettled is not None:
                 raise errors.Unavailable("the end of the last commit is not known yet; nothing was stored")
@@ -229,7 +255,9 @@ class Writer:
                 if exactly:
                     told = await self._append_exactly(writes, left)
                 else:
-                    told, exactly = await self._append_new(writes, left)
+                    columns = columns or Columns(writes, self._names)
+                    told, exactly = await self._append_new(writes, columns, left)
+                    columns = None
             except errors.Timeout:
                 self._unsettled = writes
                 left = end - self._loop.time()
@@ -244,16 +272,13 @@ class Writer:
                 return told
         raise errors.Unavailable("what is stored changes all the time; nothing of this was")
 
-    async def _append_new(self, writes: list[Write], deadline: float) -> tuple[Appended | None, bool]:
+    async def _append_new(
+        self, writes: list[Write], columns: Columns, deadline: float
+    ) -> tuple[Appended | None, bool]:
         """The short way, for readings that are all new; None if it cannot be gone (True: at all)."""
         names = self._names
-        columns = _Columns(writes, names.by_name)
-        arguments = columns.arguments()
-        row = await self._pool.fetch(
-            _APPEND,
-            (*self._known(), names.generation, self._id, self._number + 1, *arguments),
-            deadline,
-        )
+        known = *self._known(), columns.generation, self._id, self._number + 1
+        row = await self._pool.fetch(_APPEND, (*known, *columns.arguments), deadline)
         verdict, epoch, head, floor, generation, ids, given = row[0]
         if verdict == "stale":
             names.follow(generation)

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from storage.commit import GroupCommit
+from storage.commit import BATCH_READINGS, GroupCommit
 from storage.errors import KeyRunning, Overloaded, StorageError, Timeout, Unavailable
 from storage.models import Appended, Batch, Idempotency, Outcome, Reading, Write
 
@@ -20,12 +20,14 @@ class Engine:
         self.changed = asyncio.Event()
         self.head = 0
         self.refusal: StorageError | None = None
+        self.given: Callable[[], None] = lambda: None
 
     def append(self, writes: list[Write]) -> asyncio.Future[Appended]:
         if self.refusal is not None:
             raise self.refusal
         future: asyncio.Future[Appended] = asyncio.get_running_loop().create_future()
         self.calls.append((writes, future))
+        self.given()
         self.changed.set()
         return future
 
@@ -36,9 +38,9 @@ class Engine:
                 self.changed.clear()
                 await self.changed.wait()
 
-    def finish(self, call: int = -1) -> None:
-        """All readings of a transaction are stored."""
-        writes, future = self.calls[call]
+    def finish(self) -> None:
+        """All readings of the oldest transaction that is not ended are stored."""
+        writes, future = next(call for call in self.calls if not call[1].done())
         first, results, readings = self.head + 1, [], []
         for write in writes:
             for device, metric, ts, value in write.readings:
@@ -94,9 +96,9 @@ async def bench(readings: int = 100_000, size: int = 10**9, deadline: float = 20
     yield made
     closing = asyncio.create_task(made.commit.close())
     while not closing.done():
-        for n, (_, future) in enumerate(made.engine.calls):
+        for _, future in made.engine.calls:
             if not future.done():
-                made.engine.finish(n)
+                made.engine.finish()
         await asyncio.sleep(0)
     await closing
 
@@ -175,6 +177,34 @@ async def test_what_was_stored_before_without_anybody_knowing_is_published_first
         b.engine.calls[0][1].set_result(Appended([Outcome(0, 1, (), 1)], late=late))
         await b.settled(write)
         assert b.events == ["published 1-1", "a settled"]
+
+
+async def test_the_next_transaction_begins_before_the_writers_of_the_last_one_are_told() -> None:
+    async with bench() as b:
+        b.submit("first")
+        await b.engine.called(1)
+        second = b.submit("second")
+        b.engine.given = lambda: b.events.append("begun")
+        b.engine.finish()
+        await b.engine.called(2)
+        b.engine.finish()
+        await b.settled(second)
+        assert b.events == ["begun", "published 1-1", "first settled", "published 2-2", "second settled"]
+
+
+@pytest.mark.parametrize(("waiting", "given"), [(BATCH_READINGS - 1, 2), (BATCH_READINGS, 3)])
+async def test_the_engine_is_given_a_second_transaction_only_if_it_is_full(waiting: int, given: int) -> None:
+    async with bench() as b:
+        first = b.submit("first")
+        await b.engine.called(1)
+        b.submit("second", BATCH_READINGS)
+        b.submit("third", waiting)
+        b.engine.finish()
+        await b.settled(first)
+        assert len(b.engine.calls) == given
+        for _ in range(2):
+            b.engine.finish()
+            await b.engine.called(3)
 
 
 async def test_a_stuck_engine_is_a_timeout_for_those_in_it_and_unavailable_for_all_others() -> None:
@@ -296,12 +326,16 @@ async def test_an_engine_that_breaks_its_promise_fails_the_writes_it_had_and_no_
 
 
 async def test_a_commit_task_that_is_ended_from_outside_leaves_nobody_waiting() -> None:
-    b = Bench(100, 100, 20)
-    b.submit("inside")
+    b = Bench(100_000, 100, 20)
+    b.submit("first")
     await b.engine.called(1)
+    inside = [b.submit("inside", BATCH_READINGS), b.submit("inside too", BATCH_READINGS)]
     waiting = b.submit("waiting")
+    b.engine.finish()
+    await b.engine.called(3)
     b.commit.task.cancel()
     assert isinstance(await b.settled(waiting), Unavailable)
+    assert [type(await b.settled(write)) for write in inside] == [Timeout, Timeout]
     with pytest.raises(Unavailable):
         b.submit("new")
     async with asyncio.timeout(20):
