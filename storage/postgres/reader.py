@@ -21,19 +21,7 @@ _NAMES = (
     "SELECT h.generation, s.id, s.device, s.metric FROM tidegate.head h "
     "LEFT JOIN tidegate.series s ON s.id = ANY (%s::integer[]) WHERE h.id = 1"
 )
-# A device without series, or without readings in the range, is a row of NULLs; an unknown one is none.
-_ROWS = (
-    "s.metric, r.* FROM tidegate.devices d "
-    "LEFT JOIN tidegate.series s ON s.device = d.device AND (%s OR s.metric = ANY (%s::text[])) "
-    "LEFT JOIN LATERAL tidegate.read_series(s.id, %s, %s, %s, %s, %s, %s"
-)
-_RANGE = (
-    f"SELECT {_ROWS}, false) r ON true WHERE d.device = %s ORDER BY r.ts NULLS LAST, r.log_offset LIMIT %s"
-)
-_RANGE_DOWN = (
-    f"SELECT {_ROWS}, true) r ON true WHERE d.device = %s "
-    "ORDER BY r.ts DESC NULLS LAST, r.log_offset DESC LIMIT %s"
-)
+_RANGE = "SELECT * FROM tidegate.read_range(%s, %s::text[], %s, %s, %s, %s, %s, %s, %s)"
 # A function's columns have the collation of the database.
 _LATEST = 'SELECT * FROM tidegate.read_latest(%s::text[]) ORDER BY device COLLATE "C", metric COLLATE "C"'
 _BUCKETS = (
@@ -131,15 +119,14 @@ class Reader:
         """See storage.log.Log."""
         start, stop = span.start, span.end
         if span.descending:
-            sql, place = _RANGE_DOWN, (_PLACE_MAX, 0) if after is None else after
+            place = (_PLACE_MAX, 0) if after is None else after
             stop = min(stop, place[0] + 1)
         else:
-            sql, place = _RANGE, (-1, 0) if after is None else after
+            place = (-1, 0) if after is None else after
             start = max(start, place[0])
-        metrics = texts(span.metrics)
+        metrics = texts(span.metrics) if span.metrics else None
         rows = await self._fetch(
-            sql,
-            (not span.metrics, metrics, start, stop, *place, until, limit, span.device, limit),
+            _RANGE, (span.device, metrics, start, stop, *place, until, limit, span.descending)
         )
         if not rows:
             raise _not_found(span.device)

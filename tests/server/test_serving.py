@@ -7,6 +7,8 @@ import re
 import signal
 import socket
 import sys
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import aiohttp
@@ -214,49 +216,57 @@ from server import cli
 from storage.commit import GroupCommit
 async def broken(*_):
     raise RuntimeError
-GroupCommit._commit = broken
+GroupCommit._answer = broken
 sys.exit(cli.main(["serve"]))
 """
 
 
-async def scripted(script: str, data: Path) -> tuple[asyncio.subprocess.Process, int]:
-    """A gate with a fault, and its port."""
+@asynccontextmanager
+async def started(
+    data: Path, *command: str, log: int = asyncio.subprocess.PIPE, **settings: str
+) -> AsyncIterator[tuple[asyncio.subprocess.Process, int]]:
+    """A gate by this command of Python (serve, if none is given), and its port; `log`: where stderr goes."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
-        "-c",
-        script,
+        *(command or ("-m", "server", "serve")),
         cwd=ROOT,
-        env=environment(data, PORT="0", SHUTDOWN_TIMEOUT="1s"),
+        env=environment(data, PORT="0", **settings),
         stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
+        stderr=log,
     )
-    assert process.stdout is not None
-    line = (await process.stdout.readline()).decode()
-    return process, int(line.partition(",")[0].rpartition(":")[2])
+    try:
+        assert process.stdout is not None
+        line = (await process.stdout.readline()).decode()
+        yield process, int(line.partition(",")[0].rpartition(":")[2])
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.communicate()
 
 
 async def test_a_loop_that_is_stuck_ends_all_the_same(tmp_path: Path) -> None:
     """The last resort of promise 10 is the kernel's timer."""
     assert EXIT_WITHIN < 10
-    process, _ = await scripted(STUCK, tmp_path / "data")
-    process.send_signal(signal.SIGTERM)
-    async with asyncio.timeout(5):
-        await process.communicate()
+    async with started(tmp_path / "data", "-c", STUCK, SHUTDOWN_TIMEOUT="1s") as (process, _):
+        process.send_signal(signal.SIGTERM)
+        async with asyncio.timeout(5):
+            await process.communicate()
     assert process.returncode == -signal.SIGALRM
 
 
 async def test_a_gate_whose_commits_are_broken_ends_and_says_so(tmp_path: Path) -> None:
     """Whoever watches over it must see that it failed, and start it again."""
     data = tmp_path / "data"
-    process, port = await scripted(BROKEN, data)
-    ask = ("token", "--sub", "a", "--scope", "readings:write", "--devices", ">")
-    token = (await tidegate(*ask, data=data)).out.strip()
-    async with await Raw.open(port) as connection:
-        await connection.send(request("POST", PATH, b'{"metric": "m", "value": 1}', token=token))
-        # The outcome is unknown, and nobody says that it is not.
-        assert await connection.ended() == b""
-    async with asyncio.timeout(5):
-        _, error = await process.communicate()
+    async with started(data, "-c", BROKEN, SHUTDOWN_TIMEOUT="1s") as (process, port):
+        ask = ("token", "--sub", "a", "--scope", "readings:write", "--devices", ">")
+        token = (await tidegate(*ask, data=data)).out.strip()
+        async with await Raw.open(port) as connection:
+            await connection.send(request("POST", PATH, b'{"metric": "m", "value": 1}', token=token))
+            answer = await connection.ended()
+        assert answer.startswith(b"HTTP/1.1 503 "), answer
+        assert b"the write may be stored or not" in answer
+        async with asyncio.timeout(5):
+            _, error = await process.communicate()
     assert process.returncode == 1
     assert b"the group commit broke" in error
     assert error.endswith(b"tidegate: a part of the gate ended; the log says why\n")
@@ -309,34 +319,13 @@ async def test_sighup_reads_the_keys_again(tmp_path: Path) -> None:
 async def test_keys_that_cannot_be_read_leave_the_old_ones_in_place(tmp_path: Path) -> None:
     data, log = tmp_path / "data", tmp_path / "log"
     with log.open("wb") as stderr:
-        process, port = await started(data, stderr.fileno())
-        try:
+        async with started(data, log=stderr.fileno()) as (process, port):
             token = (await tidegate("token", "--sub", "me", "--scope", "devices:read", data=data)).out.strip()
             (data / "jwt.secret").write_text("short")
             process.send_signal(signal.SIGHUP)
             await until(lambda: "the keys were not reloaded" in log.read_text())
             async with await Raw.open(port) as connection:
                 assert (await connection.ask(request("GET", "/v1/devices", token=token))).status == 200
-        finally:
-            process.kill()
-            await process.wait()
-
-
-async def started(data: Path, stderr: int, **settings: str) -> tuple[asyncio.subprocess.Process, int]:
-    """A gate whose log goes to a file, and its port."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "server",
-        "serve",
-        cwd=ROOT,
-        env=environment(data, PORT="0", **settings),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=stderr,
-    )
-    assert process.stdout is not None
-    line = (await process.stdout.readline()).decode()
-    return process, int(line.partition(",")[0].rpartition(":")[2])
 
 
 async def test_metrics_have_a_port_of_their_own_if_it_is_set(tmp_path: Path) -> None:
@@ -360,27 +349,31 @@ async def test_the_access_log_has_a_line_per_request_and_the_audit_log_what_matt
     tmp_path: Path,
 ) -> None:
     data, log = tmp_path / "data", tmp_path / "log"
-    with log.open("wb") as stderr:
-        process, port = await started(data, stderr.fileno(), ACCESS_LOG="1", METRICS_TOKEN="metrics-token-1")
-    token = (await tidegate("token", "--sub", "root", "--scope", "admin devices:read", data=data)).out.strip()
+    async with AsyncExitStack() as stack:
+        stderr = stack.enter_context(log.open("wb"))
+        gate = started(data, log=stderr.fileno(), ACCESS_LOG="1", METRICS_TOKEN="metrics-token-1")
+        process, port = await stack.enter_async_context(gate)
+        token = (
+            await tidegate("token", "--sub", "root", "--scope", "admin devices:read", data=data)
+        ).out.strip()
 
-    async def ask(method: str, path: str, body: str | None = None, *lines: str) -> Answer:
-        async with await Raw.open(port) as connection:
-            content = None if body is None else body.encode()
-            return await connection.ask(request(method, path, content, headers=lines))
+        async def ask(method: str, path: str, body: str | None = None, *lines: str) -> Answer:
+            async with await Raw.open(port) as connection:
+                content = None if body is None else body.encode()
+                return await connection.ask(request(method, path, content, headers=lines))
 
-    bearer = f"Authorization: Bearer {token}"
-    form = "grant_type=client_credentials&client_id=pump&client_secret="
-    made = await ask("POST", "/v1/clients", '{"id":"pump","scopes":[],"devices":[]}', bearer)
-    secret = made.json["secret"]
-    issued = await ask("POST", "/v1/token", form + secret)
-    await ask("POST", "/v1/token", form + "a-wrong-secret-of-pump")
-    await ask("GET", f"/v1/devices?match=q&access_token={token}", None, bearer, "X-Request-ID: my-own-id")
-    await ask("GET", "/metrics", None, "Authorization: Bearer metrics-token-1")
-    await ask("DELETE", "/v1/clients/pump", None, bearer)
-    await ask("GET", f"/nowhere/at/all?client_secret={secret}")
-    process.send_signal(signal.SIGTERM)
-    assert await process.wait() == 0
+        bearer = f"Authorization: Bearer {token}"
+        form = "grant_type=client_credentials&client_id=pump&client_secret="
+        made = await ask("POST", "/v1/clients", '{"id":"pump","scopes":[],"devices":[]}', bearer)
+        secret = made.json["secret"]
+        issued = await ask("POST", "/v1/token", form + secret)
+        await ask("POST", "/v1/token", form + "a-wrong-secret-of-pump")
+        await ask("GET", f"/v1/devices?match=q&access_token={token}", None, bearer, "X-Request-ID: my-own-id")
+        await ask("GET", "/metrics", None, "Authorization: Bearer metrics-token-1")
+        await ask("DELETE", "/v1/clients/pump", None, bearer)
+        await ask("GET", f"/nowhere/at/all?client_secret={secret}")
+        process.send_signal(signal.SIGTERM)
+        assert await process.wait() == 0
     text = log.read_text()
     lines = [json.loads(line) for line in text.splitlines()]
     requests = [line for line in lines if line["logger"] == "tidegate.access"]
@@ -412,18 +405,19 @@ async def test_the_data_of_the_gate_is_readable_by_its_owner_alone(tmp_path: Pat
 
 async def test_a_gate_behind_proxies_takes_their_word_for_the_address(tmp_path: Path) -> None:
     log = tmp_path / "log"
-    with log.open("wb") as stderr:
-        process, port = await started(
-            tmp_path / "data", stderr.fileno(), ACCESS_LOG="1", TRUSTED_PROXIES="127.0.0.0/8,10.0.0.0/8"
-        )
-    url = f"http://127.0.0.1:{port}/livez"
-    forwarded = ["1.2.3.4", "6.6.6.6, 1.2.3.4, 10.0.0.1", "not-an-address", "10.0.0.9, 10.0.0.8", ""]
-    async with aiohttp.ClientSession() as session:
-        for given in forwarded:
-            async with session.get(url, headers={"X-Forwarded-For": given}) as answer:
-                assert answer.status == 200
-    process.send_signal(signal.SIGTERM)
-    assert await process.wait() == 0
+    async with AsyncExitStack() as stack:
+        stderr = stack.enter_context(log.open("wb"))
+        networks = "127.0.0.0/8,10.0.0.0/8"
+        gate = started(tmp_path / "data", log=stderr.fileno(), ACCESS_LOG="1", TRUSTED_PROXIES=networks)
+        process, port = await stack.enter_async_context(gate)
+        url = f"http://127.0.0.1:{port}/livez"
+        forwarded = ["1.2.3.4", "6.6.6.6, 1.2.3.4, 10.0.0.1", "not-an-address", "10.0.0.9, 10.0.0.8", ""]
+        async with aiohttp.ClientSession() as session:
+            for given in forwarded:
+                async with session.get(url, headers={"X-Forwarded-For": given}) as answer:
+                    assert answer.status == 200
+        process.send_signal(signal.SIGTERM)
+        assert await process.wait() == 0
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     addresses = [line["address"] for line in lines if line["logger"] == "tidegate.access"]
     assert addresses == ["1.2.3.4", "1.2.3.4", "127.0.0.1", "10.0.0.9", "127.0.0.1"]
