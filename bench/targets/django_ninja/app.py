@@ -19,7 +19,8 @@ settings.configure(
     ALLOWED_HOSTS=["*"],
     SECRET_KEY="not used",
     ROOT_URLCONF=__name__,
-    MIDDLEWARE=[],
+    # Says how long an answer is.
+    MIDDLEWARE=["django.middleware.common.CommonMiddleware"],
     USE_TZ=True,
     DATABASES={
         "default": {
