@@ -88,9 +88,7 @@ def family(group: int) -> dict[int, int]:
     """
     ticks, children, found = {}, defaultdict(list), []
     for path in Path("/proc").glob("[0-9]*/stat"):
-        # After the name, which may have blanks and parentheses, come state, parent and group.
-        fields = _read(path).rpartition(")")[2].split()
-        if fields:
+        if fields := _stat(path):
             process = int(path.parent.name)
             ticks[process] = int(fields[11]) + int(fields[12])
             if int(fields[2]) == group:
@@ -106,13 +104,19 @@ def family(group: int) -> dict[int, int]:
 def tree_cpu(process: int) -> float:
     """CPU seconds of a process and its children, those that have ended included."""
     # utime, stime, and of the children that were waited for.
-    first = _read(Path(f"/proc/{process}/stat")).rpartition(")")[2].split()[11:15]
+    first = _stat(Path(f"/proc/{process}/stat"))[11:15]
     ticks = sum(int(field) for field in first)
     for task in Path(f"/proc/{process}/task").glob("*/children"):
         for child in _read(task).split():
-            fields = _read(Path(f"/proc/{child}/stat")).rpartition(")")[2].split()[11:13]
+            fields = _stat(Path(f"/proc/{child}/stat"))[11:13]
             ticks += sum(int(field) for field in fields)
     return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def _stat(path: Path) -> list[str]:
+    """What the kernel says of a process: state, parent, group and so on; nothing if it has gone."""
+    # After the name, which may have blanks and parentheses.
+    return _read(path).rpartition(")")[2].split()
 
 
 def _busy(ticks: list[int]) -> float:

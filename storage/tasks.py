@@ -7,9 +7,11 @@ from typing import Any
 AGAIN = 2.0
 
 
-async def end(task: asyncio.Task[Any]) -> None:
-    """Cancel a task and wait for its end; what it ended with is for who watches it."""
-    task.cancel()
-    # What it waits for may lose a cancellation (asyncio.wait_for before Python 3.12, bpo-37658).
-    while not (await asyncio.wait((task,), timeout=AGAIN))[0]:
-        task.cancel()
+async def end(*owned: asyncio.Task[Any]) -> None:
+    """Cancel tasks and wait for their end; what they ended with is for who watches them."""
+    left = set(owned)
+    while left:
+        # What a task waits for may lose a cancellation (asyncio.wait_for before Python 3.12, bpo-37658).
+        for task in left:
+            task.cancel()
+        _, left = await asyncio.wait(left, timeout=AGAIN)

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Awaitable, Callable
 
 from handlers.hub import Hub
+from storage import tasks
 from storage.errors import StorageError
 from storage.log import Log
 from storage.models import Batch
@@ -98,10 +99,7 @@ class Healer:
 
     async def close(self) -> None:
         """End what is under way."""
-        for task in self._tasks:
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        await tasks.end(*self._tasks)
 
     def _looked(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)

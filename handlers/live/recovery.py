@@ -8,6 +8,7 @@ from handlers.hub import Hub
 from handlers.live.follower import Follower
 from handlers.live.healer import Healer
 from handlers.live.subscription import Subscription
+from storage import tasks
 from storage.errors import StorageError
 from storage.log import InvalidPosition, Log, LogState, parse_position
 from storage.models import Reading, Verdict
@@ -132,10 +133,7 @@ class Recoveries:
 
     async def close(self) -> None:
         """End what is under way."""
-        for task in self._tasks:
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        await tasks.end(*self._tasks)
 
     async def _run(self, way: "_Way", told: Callable[[Start], None], *, latest: bool) -> None:
         try:

@@ -243,21 +243,23 @@ class Writer:
         return self._synchronous, self.state.epoch, self.state.head
 
     async def _append(self, writes: list[Write], columns: Columns | None) -> Appended:
-        """One transaction, tried anew as long as what is remembered turns out to be old. StorageError."""
+        """One transaction, tried anew as long as what is remembered turns out to be old. StorageError.
+
+        Without columns the long way.
+        """
         self._names.trim()
         end = self._loop.time() + DEADLINE
-        exactly = columns is None
         for _ in range(TRIES):
             if self._unsettled is not None:
                 raise errors.Unavailable("the end of the last commit is not known yet; nothing was stored")
             left = end - self._loop.time()
             try:
-                if exactly:
+                if columns is None:
                     told = await self._append_exactly(writes, left)
                 else:
-                    columns = columns or Columns(writes, self._names)
-                    told, exactly = await self._append_new(writes, columns, left)
-                    columns = None
+                    told, taken = await self._append_new(writes, columns, left)
+                    if told is None:
+                        columns = None if taken else Columns(writes, self._names)
             except errors.Timeout:
                 self._unsettled = writes
                 left = end - self._loop.time()

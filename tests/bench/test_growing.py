@@ -3,6 +3,8 @@
 import http.server
 import json
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -226,6 +228,19 @@ def test_the_peer_without_a_cache_shows_what_was_changed_behind_its_back(name: s
 # -- what is asked -------------------------------------------------------------------------------
 
 
+@contextmanager
+def listening(handler: type[http.server.BaseHTTPRequestHandler]) -> Iterator[str]:
+    """The URL of a server that is a thread."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
 @pytest.mark.system
 def test_many_devices_are_asked_in_turn() -> None:
     asked: list[str] = []
@@ -240,12 +255,8 @@ def test_many_devices_are_asked_in_turn() -> None:
 
         def log_message(self, *args: object) -> None: ...
 
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        wrk.run(f"http://127.0.0.1:{server.server_port}", Ask(path="/of@/x", token="t", devices=7), 1, 1)
-        server.shutdown()
-        thread.join()
+    with listening(Handler) as url:
+        wrk.run(url, Ask(path="/of@/x", token="t", devices=7), 1, 1)
     assert len(asked) > 21
     first = int(asked[0][3])
     assert asked == [f"/of{(first + n) % 7}/x Bearer t" for n in range(len(asked))]
@@ -265,13 +276,8 @@ def test_batches_are_those_of_the_contract_one_after_the_other() -> None:
 
         def log_message(self, *args: object) -> None: ...
 
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        ask = Ask("POST", "/x", token="t", batches=True)
-        wrk.run(f"http://127.0.0.1:{server.server_port}", ask, 1, 1, first=1_000_000)
-        server.shutdown()
-        thread.join()
+    with listening(Handler) as url:
+        wrk.run(url, Ask("POST", "/x", token="t", batches=True), 1, 1, first=1_000_000)
     assert len(sent) > 3
     # wrk makes one to see what it is, and never sends it.
     assert [_readings(body) for body in sent[:3]] == [

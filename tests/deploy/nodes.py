@@ -171,3 +171,11 @@ async def reach(count: Callable[[], int], goal: int) -> None:
     async with asyncio.timeout(20):
         while count() < goal:
             await asyncio.sleep(0.01)
+
+
+def stored_once(log: Sequence[Row], writers: Sequence[Writer]) -> None:
+    """Assert that the log is what was answered: nothing lost, nothing twice, no offset left out."""
+    assert [row.offset for row in log] == list(range(1, len(log) + 1))
+    stored = Counter((row.device, row.value) for row in log)
+    assert set(stored.values()) == {1}
+    assert {(writer.device, value) for writer in writers for value in writer.acked} == stored.keys()

@@ -2,13 +2,12 @@
 
 import asyncio
 import signal
-from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from tests.deploy.followers import follow
-from tests.deploy.nodes import Writer, more, reach, two_nodes
+from tests.deploy.nodes import Writer, more, reach, stored_once, two_nodes
 from tests.reliability.following import Place
 from tests.reliability.record import Wish, differences
 from tests.reliability.test_failover import pair
@@ -59,10 +58,7 @@ async def test_a_site_loses_a_gate_and_then_its_primary_and_nothing_that_was_ans
             place.over = True
             for node in nodes.nodes:
                 await node.end(signal.SIGTERM)
-    assert [row.offset for row in log] == list(range(1, len(log) + 1))
-    stored = Counter((row.device, row.value) for row in log)
-    assert set(stored.values()) == {1}
-    assert {(writer.device, value) for writer in writers for value in writer.acked} == stored.keys()
+    stored_once(log, writers)
     assert sum(follower.trace.connections for follower in followers) > len(followers)
     for follower in followers:
         assert differences(follower.trace.record, log, EVERYTHING, 0) == []
