@@ -3,6 +3,7 @@
 import contextlib
 import http.client
 import os
+import select
 import signal
 import socket
 import sqlite3
@@ -203,18 +204,25 @@ def _start(
 
 
 def _stop(process: "subprocess.Popen[bytes]", patience: float) -> None:
-    """End it; whoever does not listen for so long is killed, its workers too."""
+    """End it; whoever does not listen for so long is killed, its workers too. None of them runs afterwards."""
     if process.poll() is None:
         process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(patience)
-    # As long as the first one lives it is known whose the others are, whatever their groups.
-    for each in family(process.pid) if process.poll() is None else ():
+    with contextlib.ExitStack() as opened:
+        killed = []
+        # As long as the first one lives it is known whose the others are, whatever their groups.
+        for each in family(process.pid):
+            with contextlib.suppress(ProcessLookupError):
+                killed.append(os.pidfd_open(each))
+                opened.callback(os.close, killed[-1])
+                signal.pidfd_send_signal(killed[-1], signal.SIGKILL)
         with contextlib.suppress(ProcessLookupError):
-            os.kill(each, signal.SIGKILL)
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait(STOP_TIMEOUT)
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait(STOP_TIMEOUT)
+        # Nobody can wait for those whose parent has ended: init may look after them at any time.
+        for each in killed:
+            select.select([each], [], [], STOP_TIMEOUT)
 
 
 def _free_port() -> int:
