@@ -204,7 +204,7 @@ def _start(
 
 
 def _stop(process: "subprocess.Popen[bytes]", patience: float) -> None:
-    """End it; whoever does not listen for so long is killed, its workers too. None of them runs afterwards."""
+    """End it; whoever does not listen for so long is killed, its workers too. None of them runs after it."""
     if process.poll() is None:
         process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
