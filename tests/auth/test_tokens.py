@@ -101,6 +101,15 @@ def test_a_key_is_used_with_its_own_algorithm_only(gate: Gate, keys: dict[str, K
     assert refusal(gate.verifier, token) == "token_invalid"
 
 
+@pytest.mark.parametrize("header", [{"alg": "HS512"}, {"alg": "none"}, {"alg": "hs256"}, {"alg": ""}, {}])
+def test_a_good_signature_under_another_algorithm_is_refused(gate: Gate, header: dict[str, str]) -> None:
+    text = f"{encoded({**header, 'kid': SECRET.kid})}.{encoded(claims())}"
+    hs256 = jwt.algorithms.HMACAlgorithm(jwt.algorithms.HMACAlgorithm.SHA256)
+    assert isinstance(SECRET.signing, bytes)
+    token = f"{text}.{encoded(hs256.sign(text.encode(), SECRET.signing))}"
+    assert refusal(gate.verifier, token) == "token_invalid"
+
+
 def test_a_signature_of_another_key_is_refused(gate: Gate) -> None:
     assert refusal(gate.verifier, sign(claims(), OTHER, kid=SECRET.kid)) == "token_invalid"
 
