@@ -1,7 +1,9 @@
 """Where somebody beats the gate: said plainly, scenario by scenario, before anything else is praised."""
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterable, Iterator
 
+import msgspec
 from msgspec import Struct
 
 from bench.digest import Digest, Kind, Measured, Point
@@ -15,7 +17,8 @@ RELEVANT = 0.02
 class Win(Struct, frozen=True):
     """Somebody better than the gate at `what`: by `factor` (always above 1), in so many of `rounds`.
 
-    `rounds` is 0 where only medians are compared. `floor`: it is no server.
+    `rounds` is 0 where only medians are compared. `floor`: it is no server. `more`: so many others are better
+    as well, by less; counted only where what is compared is a cost.
     """
 
     scenario: str
@@ -27,6 +30,12 @@ class Win(Struct, frozen=True):
     won: int = 0
     rounds: int = 0
     floor: bool = False
+    more: int = 0
+
+    @property
+    def remark(self) -> str:
+        """What belongs behind its name."""
+        return (f" and {self.more} more" if self.more else "") + (" (floor)" if self.floor else "")
 
     @property
     def sure(self) -> bool:
@@ -35,20 +44,30 @@ class Win(Struct, frozen=True):
 
 
 def wins(run: Digest, target: str = HOUSE) -> list[Win]:
-    """Everything that somebody does better than the gate, by scenario; the clearest first.
+    """Everything that somebody does better than the gate, by scenario: what is counted, then what it costs.
 
     `target`: the gate's, on one of its databases. The gate does not beat itself.
     """
-    found = []
+    found: list[Win] = []
     for kind in run.kinds:
         house = run.house(kind.name, target)
         if house is None:
             continue
-        for peer in run.of(kind.name):
-            if not is_house(peer.target):
-                found += [*_counted(kind, house, peer), *_tail(kind, house, peer), *_costs(kind, house, peer)]
-    order = [kind.name for kind in run.kinds]
-    return sorted(found, key=lambda win: (order.index(win.scenario), win.what, -win.factor))
+        peers = [peer for peer in run.of(kind.name) if not is_house(peer.target)]
+        found += sorted(
+            (win for peer in peers for win in (*_counted(kind, house, peer), *_tail(kind, house, peer))),
+            key=lambda win: (win.what, -win.factor),
+        )
+        found += _joined(win for peer in peers for win in _costs(kind, house, peer))
+    return found
+
+
+def _joined(found: Iterable[Win]) -> Iterator[Win]:
+    """Of each cost the clearest win, servers and floors apart: most who do less also take less."""
+    ordered = sorted(found, key=lambda win: (win.what, win.floor, -win.factor))
+    for _, some in itertools.groupby(ordered, lambda win: (win.what, win.floor)):
+        first, *others = some
+        yield msgspec.structs.replace(first, more=len(others))
 
 
 def _counted(kind: Kind, house: Measured, peer: Measured) -> Iterator[Win]:

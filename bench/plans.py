@@ -15,8 +15,9 @@ HOUSE = "tidegate"
 FLOOR = "raw_httptools"
 # The gate on the database that peers have: its like-for-like beside them.
 HOUSE_ON_POSTGRESQL = "tidegate_postgres"
-# Targets that are no servers, but what is physically there to be had.
-_FLOORS = ("raw_", "bare_")
+# Targets that are no servers, but what is physically there to be had: by their names, for runs of before had
+# others.
+_FLOORS = ("raw_", "bare_", "psql_")
 # Peers that are asked everything of EIGHT: what a team would choose from, and the fastest of each kind.
 CHOSEN = (
     "aiohttp_asyncpg",

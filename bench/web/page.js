@@ -220,7 +220,7 @@ function still() {
   byId("limits").textContent = run.limits;
   const took = (target) => run.cells.some((cell) => cell.target === target && cell.rates.length);
   const beaten = (wins, target) => {
-    const rows = wins.map((win) => ({ house: false, cells: [win.scenario, run.titles[win.target] + (win.floor ? " (floor)" : ""), win.what, `${format(win.factor)} ×`, win.ours, win.theirs, win.rounds ? `${win.won} of ${win.rounds}` : "medians"] }));
+    const rows = wins.map((win) => ({ house: false, cells: [win.scenario, run.titles[win.target] + (win.more ? ` and ${win.more} more` : "") + (win.floor ? " (floor)" : ""), win.what, `${format(win.factor)} ×`, win.ours, win.theirs, win.rounds ? `${win.won} of ${win.rounds}` : "medians"] }));
     return rows.length ? table(["scenario", "who", "what", "better by", "Tidegate", "they", "rounds"], rows, true) : make("p", {}, took(target) ? "Nowhere in this run." : "Tidegate took no part in this run.");
   };
   byId("beaten").replaceChildren(beaten(run.wins, HOUSE));

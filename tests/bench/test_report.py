@@ -64,6 +64,21 @@ def test_a_load_at_which_the_client_was_late_itself_tells_nothing_of_a_server(tm
     assert win.what == "p99 ms at 500/s"
 
 
+def test_who_takes_less_stands_in_one_row_behind_who_does_more(tmp_path: Path) -> None:
+    memory = {"tidegate": 70.0, "raw_x": 10.0, "one": 30.0, "two": 20.0, "three": 69.0, "four": 90.0}
+    run = Results.create(tmp_path, "run", Plan([f"hello@{name}" for name in memory], 1, 1, 1, 1), {})
+    for name, mib in memory.items():
+        rate = 110.0 if name == "four" else 100.0
+        run.add(Cell(1, "hello", name, "", 1.0, "", Figures(rate, loaded_mib=mib)))
+    found = beaten.wins(digest.digest(run))
+    assert [(win.what, win.target, win.theirs, win.more, win.floor) for win in found] == [
+        ("requests/s", "four", "110", 0, False),
+        ("MiB after the load", "two", "20.0", 1, False),
+        ("MiB after the load", "raw_x", "10.0", 0, True),
+    ]
+    assert "| two and 1 more " in summary.render(run)
+
+
 def test_less_is_better_where_it_is(tmp_path: Path) -> None:
     plan = Plan(["start@tidegate", "start@other"], 1, 1, 1, 1)
     run = Results.create(tmp_path, "run", plan, {})
