@@ -5,14 +5,17 @@ delayed (coordinated omission). Here they are due whether or not the server keep
 connections busy waits, and that counts. None of the packaged tools does this: h2load counts from the
 real sending, autocannon fills in what it supposes.
 
-The client spins on its core, so that it sends within microseconds of the plan. What it cannot keep
-itself is its lag: it is measured where a connection was free, and shown. Run as
+The client spins on its core, so that it sends within microseconds of the plan, and gives the core away
+whenever it has nothing to do: a database that shares it would else be woken at the kernel's next tick
+only, milliseconds later. What the client cannot keep itself is its lag: it is measured where a
+connection was free, and shown. Run as
 `python -m bench.load.open_loop`, pinned, with its request on stdin; it prints one JSON object.
 """
 
 import argparse
 import gc
 import math
+import os
 import select
 import socket
 import subprocess
@@ -108,7 +111,7 @@ class Client:
         total, interval = max(1, int(rate * seconds)), 1 / rate
         sends = {fd: sock.send for fd, sock in self._sockets.items()}
         receives = {fd: sock.recv for fd, sock in self._sockets.items()}
-        free, poll = deque(sends), self._poll.poll
+        free, poll, give_way = deque(sends), self._poll.poll, os.sched_yield
         # Per connection when its request was due, and what has come of the answer.
         dues: dict[int, float] = {}
         begun: dict[int, bytes] = {}
@@ -154,6 +157,7 @@ class Client:
                     begun[fd] = data
             if not worked:
                 idle += now - before
+                give_way()
         spent = perf_counter() - start
         return _summary(rate, spent, latencies, lags, waited, idle / spent)
 

@@ -98,6 +98,23 @@ def test_requests_that_a_stall_delays_count_from_when_they_were_due() -> None:
     assert found.max_ms >= found.p999_ms >= found.p99_ms >= found.p90_ms >= found.p50_ms > 0
 
 
+def test_the_open_loop_gives_its_core_to_a_database_while_it_has_nothing_to_do(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given = [0]
+
+    def give_way() -> None:
+        given[0] += 1
+
+    monkeypatch.setattr("os.sched_yield", give_way)
+    with answering(connections=1) as port:
+        client = Client("127.0.0.1", port, 1)
+        found = client.measure(REQUEST, rate=100, seconds=0.2)
+        client.close()
+    assert found.idle > 0.5
+    assert given[0] > found.requests
+
+
 @pytest.mark.parametrize("wrong", [ANSWER.replace(b"200 OK", b"503 No"), b""])
 def test_a_bad_answer_ends_the_open_loop(wrong: bytes) -> None:
     with answering(connections=1, answer=wrong) as port:
