@@ -26,6 +26,7 @@ from server.logs import AccessLog
 from server.memo import HeadMemo, Known, KnownHead
 from server.metrics import Metrics
 from server.wire import StreamWire, close_pieces
+from storage import tasks
 from storage.models import Result
 
 # Heads up to this, and what was made of them, are remembered.
@@ -218,10 +219,7 @@ class FastLane:
         """Wait for the answers under way, also those whose clients have gone; after `seconds` cancel them."""
         if self._tasks:
             _, late = await asyncio.wait(self._tasks, timeout=seconds)
-            for task in late:
-                task.cancel()
-            if late:
-                await asyncio.wait(late)
+            await tasks.end(*late)
 
     # -- answers -------------------------------------------------------------------------------
 

@@ -24,6 +24,7 @@ from server.slots import Slot, Vacant, Worker
 from server.sockets import Sockets
 from server.stand_in import StandIn
 from server.totals import Family, Totals
+from storage import tasks
 from storage.counters import MemoryCounters
 
 _log = logging.getLogger("tidegate.workers")
@@ -71,7 +72,7 @@ class Parent:
         try:
             return await self._run(out)
         finally:
-            watching.cancel()
+            await tasks.end(watching)
 
     async def _run(self, out: TextIO) -> int:
         # Alone, so that what is made at the first start is made once, and what is wrong is said once.

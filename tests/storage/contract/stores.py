@@ -2,7 +2,7 @@
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,8 +12,7 @@ import psycopg2
 import pytest
 
 from storage.engine import Engine
-from storage.models import Appended, Draft, Idempotency, Outcome, Reading, Value, Write
-from storage.patterns import Selection, parse_pattern
+from storage.models import Appended, Outcome, Reading, Write
 from storage.postgres.engine import PostgresEngine
 from storage.postgres.names import Names
 from storage.postgres.values import decode_value as decode_postgres
@@ -21,22 +20,8 @@ from storage.sqlite.engine import SqliteEngine
 from storage.sqlite.values import decode_value as decode_sqlite
 from storage.sqlite.writer import Writer as SqliteWriter
 
-EVERYTHING = Selection([], [parse_pattern(">")])
-DAY = 24 * 3600 * 1_000_000
 Rows = list[tuple[Any, ...]]
 S = TypeVar("S", bound="Store")
-
-
-def write(
-    *readings: Draft, received: int = 1, strict: bool = False, idempotency: Idempotency | None = None
-) -> Write:
-    """A write as the handlers make it."""
-    return Write(list(readings), received, 100 * len(readings), strict=strict, idempotency=idempotency)
-
-
-def numbers(device: str, metric: str, stamps: Sequence[int], value: Value = 1) -> Write:
-    """A write of one series."""
-    return write(*((device, metric, ts, value) for ts in stamps))
 
 
 class Store(ABC):

@@ -7,7 +7,8 @@ import pytest
 from storage.errors import Conflict, NotFound, Unavailable
 from storage.log import LogState
 from storage.models import Client, Revocation
-from tests.storage.contract.stores import EVERYTHING, Store, numbers
+from tests.storage.contract.stores import Store
+from tests.storage.writes import EVERYTHING, numbers
 
 
 async def test_accounts_and_devices_are_kept_and_end(store: Store) -> None:

@@ -13,7 +13,8 @@ from storage.errors import NotFound
 from storage.log import Range, RangePage
 from storage.models import FUNCTIONS, Bucket, Draft, Reading, Value
 from storage.patterns import Selection, parse_pattern
-from tests.storage.contract.stores import EVERYTHING, Fresh, Store, numbers, write
+from tests.storage.contract.stores import Fresh, Store
+from tests.storage.writes import EVERYTHING, numbers, write
 
 DEVICES = ["a", "a.b", "a.c", "b", "zz.z"]
 METRICS = ["m", "n", "o"]

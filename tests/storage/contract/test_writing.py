@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from storage.errors import KeyReused, Refused
 from storage.log import Range
 from storage.models import INTEGER_MAX, Appended, Draft, Idempotency, Outcome, Value
-from tests.storage.contract.stores import DAY, EVERYTHING, Fresh, Store, numbers, write
+from tests.storage.contract.stores import Fresh, Store
 from tests.storage.contract.test_model import DEVICES, START, exact
+from tests.storage.writes import DAY, EVERYTHING, numbers, write
 
 values: st.SearchStrategy[Value] = (
     st.booleans()

@@ -12,7 +12,8 @@ from storage.models import Outcome
 from storage.postgres.engine import PostgresEngine
 from tests.servers.postgres import PostgresServer, postgres, replica
 from tests.servers.programs import find
-from tests.storage.contract.stores import PostgresStore, numbers, opened
+from tests.storage.contract.stores import PostgresStore, opened
+from tests.storage.writes import numbers
 
 PATIENCE = 20.0
 

@@ -1,7 +1,8 @@
 """Order is that of bytes, whatever language the database speaks."""
 
 from tests.servers.postgres import PostgresServer
-from tests.storage.contract.stores import EVERYTHING, PostgresStore, numbers, opened
+from tests.storage.contract.stores import PostgresStore, opened
+from tests.storage.writes import EVERYTHING, numbers
 
 # In English order: a, a_, A, a.b, b, B, z or the like.
 NAMES = ["B", "Z", "_", "a", "a-b", "a.b", "a_", "aB", "ab", "b", "z"]

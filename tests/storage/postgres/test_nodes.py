@@ -9,7 +9,8 @@ import pytest
 
 from storage.errors import KeyReused, NotFound
 from storage.models import Batch, Draft, Idempotency, Outcome, Reading
-from tests.storage.contract.stores import EVERYTHING, PostgresStore, numbers, opened, write
+from tests.storage.contract.stores import PostgresStore, opened
+from tests.storage.writes import EVERYTHING, numbers, write
 
 NODES = 3
 

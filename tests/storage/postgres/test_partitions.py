@@ -13,7 +13,8 @@ from storage.errors import StorageError
 from storage.models import Outcome
 from storage.postgres.engine import PostgresEngine
 from storage.postgres.partitions import AHEAD, PARTITIONS_MAX, WANTED_MAX, ahead, period
-from tests.storage.contract.stores import DAY, EVERYTHING, PostgresStore, numbers, write
+from tests.storage.contract.stores import PostgresStore
+from tests.storage.writes import DAY, EVERYTHING, numbers, write
 
 
 def micros(text: str) -> int:

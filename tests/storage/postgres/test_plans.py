@@ -21,7 +21,8 @@ from storage.patterns import Selection, parse_pattern
 from storage.postgres.reader import SEARCH_ROWS
 from tests.running import ROOT
 from tests.servers.postgres import PostgresServer, postgres
-from tests.storage.contract.stores import DAY, EVERYTHING, PostgresStore, numbers, opened, write
+from tests.storage.contract.stores import PostgresStore, opened
+from tests.storage.writes import DAY, EVERYTHING, numbers, write
 
 FOLDER = ROOT / "storage" / "postgres"
 STATEMENT = re.compile(r"\s*(SELECT|INSERT|UPDATE|DELETE|WITH)\b")

@@ -9,7 +9,8 @@ from storage.migrations import Migration, MigrationError, load
 from storage.postgres import schema
 from storage.postgres.pool import Pool
 from tests.servers.postgres import PostgresServer
-from tests.storage.contract.stores import EVERYTHING, PostgresStore, numbers, opened
+from tests.storage.contract.stores import PostgresStore, opened
+from tests.storage.writes import EVERYTHING, numbers
 
 
 def migration(number: int, sql: str, checksum: str = "") -> Migration:

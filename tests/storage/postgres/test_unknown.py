@@ -12,8 +12,9 @@ import pytest
 from storage.errors import StorageError, Timeout, Unavailable
 from storage.models import Idempotency, Outcome, Write
 from tests.servers.postgres import PostgresServer, postgres
-from tests.storage.contract.stores import PostgresStore, numbers, opened, write
+from tests.storage.contract.stores import PostgresStore, opened
 from tests.storage.postgres.tap import Fault, Tap, tap
+from tests.storage.writes import numbers, write
 
 PATIENCE = 20.0
 _SECOND_SESSION = "SELECT 1 FROM pg_stat_activity WHERE application_name = 'tidegate-commit' OFFSET 1"

@@ -1,35 +1,21 @@
 """One log on disk for the tests of the engine's parts: a writer, a reader, and a look behind them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import apsw
 
-from storage.models import Draft, Idempotency, Outcome, Reading, Value, Write
-from storage.patterns import Selection, parse_pattern
+from storage.models import Outcome, Reading, Write
 from storage.sqlite.directory import HeadFile
 from storage.sqlite.reader import Reader
 from storage.sqlite.writer import Writer
 
-EVERYTHING = Selection([], [parse_pattern(">")])
 _ROWS = (
     "SELECT r.offset, s.device, s.metric, r.ts, r.value FROM readings r JOIN series s ON s.id = r.series "
     "ORDER BY r.offset"
 )
-
-
-def write(
-    *readings: Draft, received: int = 1, strict: bool = False, idempotency: Idempotency | None = None
-) -> Write:
-    """A write as the handlers make it."""
-    return Write(list(readings), received, 100 * len(readings), strict=strict, idempotency=idempotency)
-
-
-def numbers(device: str, metric: str, stamps: Sequence[int], value: Value = 1) -> Write:
-    """A write of one series."""
-    return write(*((device, metric, ts, value) for ts in stamps))
 
 
 class Store:

@@ -13,7 +13,8 @@ from storage.errors import StorageError
 from storage.sqlite.directory import DataDirectory, DirectoryLocked, HeadFile
 from storage.sqlite.engine import SqliteEngine
 from tests.running import ROOT
-from tests.storage.sqlite.store import Store, numbers, store
+from tests.storage.sqlite.store import Store, store
+from tests.storage.writes import numbers
 
 HOLD = """
 import sys

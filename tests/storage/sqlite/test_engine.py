@@ -17,7 +17,8 @@ from storage.sqlite import engine as engine_module
 from storage.sqlite.engine import SqliteEngine
 from storage.sqlite.reader import Reader
 from storage.sqlite.writer import Writer
-from tests.storage.sqlite.store import numbers, store
+from tests.storage.sqlite.store import store
+from tests.storage.writes import numbers
 
 # A statement that runs until it is interrupted.
 ENDLESS = "WITH RECURSIVE n(x) AS (VALUES (1) UNION ALL SELECT x + 1 FROM n) SELECT count(*) FROM n"

@@ -13,7 +13,8 @@ from storage.models import Outcome
 from storage.sqlite import connection, registry
 from storage.sqlite.connection import open_writer
 from tests.storage.sqlite.faults import NAME, Faults, faults
-from tests.storage.sqlite.store import Store, numbers, store
+from tests.storage.sqlite.store import Store, store
+from tests.storage.writes import numbers
 
 
 @pytest.fixture

@@ -13,7 +13,8 @@ from storage.patterns import Selection, parse_pattern
 from storage.sqlite import reader as reader_module
 from storage.sqlite import registry
 from storage.sqlite.reader import Reader
-from tests.storage.sqlite.store import EVERYTHING, numbers, store
+from tests.storage.sqlite.store import store
+from tests.storage.writes import EVERYTHING, numbers
 
 METRICS = ["m", "n", "o"]
 

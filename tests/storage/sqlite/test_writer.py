@@ -11,7 +11,8 @@ from storage.sqlite.values import same_value
 from storage.sqlite.writer import Writer
 from tests.storage.contract.model import kind
 from tests.storage.contract.test_model import VALUES
-from tests.storage.sqlite.store import numbers, store, write
+from tests.storage.sqlite.store import store
+from tests.storage.writes import numbers, write
 
 
 @given(st.sampled_from(VALUES), st.sampled_from(VALUES))
