@@ -7,7 +7,7 @@ its own everywhere.
 
 import argparse
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -103,14 +103,20 @@ def _bars(axes: Axes, cells: Sequence[Measured]) -> None:
 
 
 def latency(run: Digest, kind: Kind, cells: Sequence[Measured]) -> Figure:
-    """p50 and p99 against offered load, both on logarithmic axes; the gate is drawn last, on top."""
+    """p50 and p99 against offered load, both on logarithmic axes; the gate is drawn last, on top.
+
+    Of the others those that do most, as many as there are colours; the page has them all.
+    """
     figure = Figure(figsize=(9, 4.2), layout="constrained")
     both = figure.subplots(1, 2, sharey=True)
     picks: dict[str, Callable[[Point], float]] = {"p50": lambda p: p.p50_ms, "p99": lambda p: p.p99_ms}
-    colours = dict(zip([c.target for c in cells if c.target != HOUSE], _cycle(), strict=False))
+    others = [cell for cell in cells if not is_house(cell.target)]
+    colours = {cell.target: colour for cell, colour in zip(others, CURVES, strict=False)}
+    shown = [*(cell for cell in others if cell.target in colours), *_house(cells)]
     for axes, (name, pick) in zip(both, picks.items(), strict=True):
-        for cell in sorted(cells, key=lambda each: each.target == HOUSE):
-            _curve(axes, cell.curve, [pick(each) for each in cell.curve], run, cell, colours)
+        for cell in shown:
+            colour = colours.get(cell.target) or _colour(cell)
+            _curve(axes, cell.curve, [pick(each) for each in cell.curve], run, cell, colour)
         axes.set_xscale("log")
         axes.set_yscale("log")
         axes.set_xlabel("offered, requests/s")
@@ -120,10 +126,11 @@ def latency(run: Digest, kind: Kind, cells: Sequence[Measured]) -> Figure:
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.minorticks_off()
-        axes.set_xticks(sorted({point.planned for cell in cells for point in cell.curve}))
+        axes.set_xticks(sorted({point.planned for cell in shown for point in cell.curve}))
         axes.tick_params(axis="x", labelrotation=45)
     both[0].set_ylabel("ms, from when a request was due")
-    figure.suptitle(kind.title, x=0.01, ha="left", fontsize=10)
+    fastest = f" (the {len(colours)} fastest of {len(others)} others)" if len(colours) < len(others) else ""
+    figure.suptitle(kind.title + fastest, x=0.01, ha="left", fontsize=10)
     handles, labels = both[0].get_legend_handles_labels()
     figure.legend(handles[::-1], labels[::-1], loc="outside right upper", frameon=False, fontsize=8)
     return figure
@@ -135,23 +142,23 @@ def _curve(
     values: Sequence[float],
     run: Digest,
     cell: Measured,
-    colours: dict[str, str],
+    colour: str,
 ) -> None:
-    house = cell.target == HOUSE
+    house = is_house(cell.target)
     axes.plot(
         [each.planned for each in points],
         values,
         marker="o",
         markersize=4 if house else 3,
         linewidth=2.2 if house else 1.2,
-        color=HOUSE_COLOUR if house else colours[cell.target],
+        color=colour,
         label=run.titles[cell.target],
     )
 
 
-def _cycle() -> Iterable[str]:
-    while True:
-        yield from CURVES
+def _house(cells: Sequence[Measured]) -> list[Measured]:
+    """The gate's, the main one last."""
+    return sorted((cell for cell in cells if is_house(cell.target)), key=lambda each: each.target == HOUSE)
 
 
 def of_floor(run: Digest) -> Figure | None:

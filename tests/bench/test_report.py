@@ -294,6 +294,19 @@ def test_the_plots_are_the_same_each_time_and_hold_no_date(run: Results, tmp_pat
     assert "Quick &lt;one&gt; &amp; co." in first["throughput-latest.svg"]
 
 
+def test_a_plot_of_curves_has_a_colour_for_each_and_says_how_many_it_leaves_out(tmp_path: Path) -> None:
+    names = ["tidegate", "tidegate_postgres", *(f"peer_{n}" for n in range(11))]
+    run = Results.create(
+        tmp_path, "run", Plan([f"write@{name}" for name in names], 1, 1, 1, 1, ["write"]), {}
+    )
+    for place, name in enumerate(names):
+        step = invented.opened(500, 1.0 + place)
+        run.add(Cell(1, "write", name, "", 1.0, "", Figures(1000.0 - place, curve=[step])))
+    text = gallery_files(run, tmp_path / "plots")["latency-write.svg"]
+    assert "(the 8 fastest of 11 others)" in text
+    assert [name for name in names if f">{name}<" in text] == names[:10]
+
+
 def gallery_files(run: Results, home: Path) -> dict[str, str]:
     return {path.name: path.read_text() for path in plots.draw(run, home)}
 
