@@ -1,6 +1,7 @@
 """What a run measures, and how long that takes: the full run, its quick form, and a choice of both."""
 
 import difflib
+import math
 from collections.abc import Iterable, Mapping, Sequence
 
 from bench.acceptance import must_limit
@@ -186,10 +187,16 @@ def fitting(plan: Plan, known: Mapping[str, Target], minutes: float, seconds: in
 def described(plan: Plan, known: Mapping[str, Target]) -> str:
     """The plan in words, with its time."""
     names = {_parts(name)[1] for name in plan.cells}
+    minutes = math.ceil(duration(plan, known) / 60)
     return (
-        f"{len(plan.cells)} cells of {len(names)} targets, {plan.rounds} rounds of {plan.seconds} s: "
-        f"about {duration(plan, known) / 60:.0f} minutes (seed {plan.seed})"
+        f"{_some(len(plan.cells), 'cell')} of {_some(len(names), 'target')}, "
+        f"{_some(plan.rounds, 'round')} of {plan.seconds} s: about {_some(minutes, 'minute')} "
+        f"(seed {plan.seed})"
     )
+
+
+def _some(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def _parts(name: str) -> tuple[str, str]:

@@ -49,6 +49,12 @@ def test_a_full_run_fits_into_an_hour_and_a_half() -> None:
     assert "minutes" in plans.described(found, KNOWN)
 
 
+def test_a_short_run_takes_a_minute_not_none() -> None:
+    words = plans.described(plan("hello@raw_constant"), {})
+    assert words.startswith("1 cell of 1 target, ")
+    assert "about 1 minute (" in words
+
+
 def test_measurements_are_as_long_as_fits() -> None:
     cells = [f"hello@raw_{n}" for n in range(10)]
     long, short = (plans.fitting(plan(*cells), {}, minutes, None) for minutes in (60, 4))
