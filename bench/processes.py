@@ -19,6 +19,7 @@ import psycopg2
 from msgspec import Struct
 
 from bench import servers
+from bench.commands import uninterrupted
 from bench.contract import LIMIT, SECRET
 from bench.environment import DATA, SERVER_CORE, family, group_cpu
 from bench.servers import Backing
@@ -120,8 +121,9 @@ def serving(target: Target, beside: Beside, limit: int = LIMIT) -> Iterator[Serv
         _refuse_busy(port)
         began = time.monotonic()
         values = {**beside.urls, "limit": str(limit), "port": str(port)}
-        process = _start(target, data, said, values)
-        stack.callback(_stop, process, 0.0 if target.deaf else STOP_TIMEOUT)
+        with uninterrupted():
+            process = _start(target, data, said, values)
+            stack.callback(_stop, process, 0.0 if target.deaf else STOP_TIMEOUT)
         _await_start(process, port, target, said)
         yield Server(
             f"http://127.0.0.1:{port}",
@@ -139,16 +141,18 @@ def run_loop(
 ) -> Looped:
     """Run a loop to its end, on what runs beside it; TargetError."""
     beside = beside or Beside()
-    with _fresh_directory() as data, tempfile.TemporaryFile() as said:
+    with contextlib.ExitStack() as stack:
+        data = stack.enter_context(_fresh_directory())
+        said = stack.enter_context(tempfile.TemporaryFile())
         times = {"warm_up": str(warm_up), "seconds": str(seconds), "scenario": scenario}
         spent = beside.cpu()
-        process = _start(target, data, said, {**times, **beside.urls}, subprocess.PIPE)
+        with uninterrupted():
+            process = _start(target, data, said, {**times, **beside.urls}, subprocess.PIPE)
+            stack.callback(_stop, process, STOP_TIMEOUT)
         try:
             output, _ = process.communicate(timeout=warm_up + seconds + LOOP_PATIENCE)
         except subprocess.TimeoutExpired as error:
             raise TargetError(f"{target.name} did not end in time") from error
-        finally:
-            _stop(process, STOP_TIMEOUT)
         if process.returncode:
             raise TargetError(f"{target.name} ended with {process.returncode}: {_last_words(said)}")
         return Looped(output, count_rows(target, data, beside.database), beside.cpu() - spent)

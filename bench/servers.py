@@ -21,6 +21,7 @@ from typing import Any
 import psycopg2
 from msgspec import Struct
 
+from bench.commands import uninterrupted
 from bench.environment import DATA, LOAD_CORE, tree_cpu
 
 PATIENCE = 30.0
@@ -148,26 +149,30 @@ def _running(
 ) -> Iterator[int]:
     """A server that is ready, its process id; `end` is the signal that ends it."""
     log = home / "log"
-    with log.open("wb") as said:
-        process = subprocess.Popen(
-            ["taskset", "--cpu-list", str(LOAD_CORE), *command],
-            cwd=home,
-            stdin=subprocess.DEVNULL,
-            stdout=said,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            **_as_owner(),
-        )
-    try:
+    with contextlib.ExitStack() as stack:
+        said = stack.enter_context(log.open("wb"))
+        with uninterrupted():
+            process = subprocess.Popen(
+                ["taskset", "--cpu-list", str(LOAD_CORE), *command],
+                cwd=home,
+                stdin=subprocess.DEVNULL,
+                stdout=said,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                **_as_owner(),
+            )
+            stack.callback(_end, process, end)
         _await(process, ready, log, command[0])
         yield process.pid
-    finally:
-        process.send_signal(end)
-        try:
-            process.wait(PATIENCE)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait(PATIENCE)
+
+
+def _end(process: "subprocess.Popen[bytes]", how: signal.Signals) -> None:
+    process.send_signal(how)
+    try:
+        process.wait(PATIENCE)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait(PATIENCE)
 
 
 def _await(process: "subprocess.Popen[bytes]", ready: Callable[[], object], log: Path, name: str) -> None:

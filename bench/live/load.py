@@ -9,7 +9,6 @@ itself can be.
 """
 
 import gc
-import subprocess
 import sys
 import time
 from collections import deque
@@ -17,11 +16,11 @@ from collections import deque
 import msgspec
 from msgspec import Struct
 
-from bench.environment import LOAD_CORE, ROOT, Cores, CoreWatch, group_cpu
+from bench.environment import Cores, CoreWatch, group_cpu
 from bench.live.crowd import PATIENCE, Crowd, Load, Transport, Writer
 from bench.live.memory import resident
+from bench.load import client
 from bench.load.open_loop import Open, percentile
-from bench.load.wrk import Void
 from bench.verify import Unverified
 
 # Seconds between two sweeps, and followers of a sweep that are read before the writer is looked after again.
@@ -81,17 +80,8 @@ class Loaded(Struct, frozen=True):
 
 def run(task: Task) -> Loaded:
     """Load in a process on the load core; Void if the target does not do what it must."""
-    done = subprocess.run(
-        ["taskset", "--cpu-list", str(LOAD_CORE), sys.executable, "-m", "bench.live.load"],
-        cwd=ROOT,
-        input=msgspec.json.encode(task),
-        capture_output=True,
-        timeout=task.warm_up + task.seconds + 4 * PATIENCE,
-        check=False,
-    )
-    if done.returncode:
-        raise Void(done.stderr.decode().strip().rpartition("\n")[2])
-    return msgspec.json.decode(done.stdout, type=Loaded)
+    timeout = task.warm_up + task.seconds + 4 * PATIENCE
+    return client.run("bench.live.load", [], timeout, Loaded, msgspec.json.encode(task))
 
 
 def perform(task: Task) -> Loaded:

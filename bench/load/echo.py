@@ -7,17 +7,16 @@ import argparse
 import gc
 import select
 import socket
-import subprocess
 import sys
 from time import perf_counter
 
 import msgspec
 
 from bench import contract
-from bench.environment import LOAD_CORE, ROOT
 from bench.live.wire import TEXT, check_upgraded, head_end, masked, upgrade
+from bench.load import client
 from bench.load.open_loop import BadAnswer, percentile
-from bench.load.wrk import PATIENCE, Closed, Void
+from bench.load.wrk import PATIENCE, Closed
 from bench.verify import Subject, Unverified
 
 SENT = masked(contract.ECHO_TEXT)
@@ -30,17 +29,8 @@ _RECEIVE = 64 * 1024
 
 def run(url: str, connections: int, seconds: float) -> Closed:
     """Load for `seconds` in a process on the load core; Void if an answer is bad."""
-    command = [sys.executable, "-m", "bench.load.echo", url, str(seconds), str(connections)]
-    done = subprocess.run(
-        ["taskset", "--cpu-list", str(LOAD_CORE), *command],
-        cwd=ROOT,
-        capture_output=True,
-        timeout=seconds + PATIENCE,
-        check=False,
-    )
-    if done.returncode:
-        raise Void(done.stderr.decode().strip().rpartition("\n")[2])
-    return msgspec.json.decode(done.stdout, type=Closed)
+    arguments = [url, str(seconds), str(connections)]
+    return client.run("bench.load.echo", arguments, seconds + PATIENCE, Closed)
 
 
 def check(subject: Subject) -> None:

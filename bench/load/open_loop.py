@@ -18,7 +18,6 @@ import math
 import os
 import select
 import socket
-import subprocess
 import sys
 from collections import deque
 from collections.abc import Sequence
@@ -27,9 +26,8 @@ from time import perf_counter
 import msgspec
 from msgspec import Struct
 
-from bench.environment import LOAD_CORE, ROOT
+from bench.load import client
 from bench.load.histogram import counted
-from bench.load.wrk import Void
 
 # Seconds after the last planned request in which all must be answered.
 PATIENCE = 10.0
@@ -73,18 +71,8 @@ class BadAnswer(Exception):
 
 def run(url: str, request: bytes, connections: int, seconds: float, rate: float) -> Open:
     """Load at `rate` requests per second in a process on the load core; Void if an answer is bad."""
-    command = [sys.executable, "-m", "bench.load.open_loop", url.removeprefix("http://")]
-    done = subprocess.run(
-        ["taskset", "--cpu-list", str(LOAD_CORE), *command, str(rate), str(seconds), str(connections)],
-        cwd=ROOT,
-        input=request,
-        capture_output=True,
-        timeout=seconds + 2 * PATIENCE,
-        check=False,
-    )
-    if done.returncode:
-        raise Void(done.stderr.decode().strip().rpartition("\n")[2])
-    return msgspec.json.decode(done.stdout, type=Open)
+    arguments = [url.removeprefix("http://"), str(rate), str(seconds), str(connections)]
+    return client.run("bench.load.open_loop", arguments, seconds + 2 * PATIENCE, Open, request)
 
 
 class Client:
@@ -215,16 +203,16 @@ def main() -> int:
     options = parser.parse_args()
     host, _, port = options.address.rpartition(":")
     request = sys.stdin.buffer.read()
-    client = Client(host, int(port), options.connections)
+    loop = Client(host, int(port), options.connections)
     # A collection in between would look like a slow answer.
     gc.disable()
     try:
-        measured = client.measure(request, options.rate, options.seconds)
+        measured = loop.measure(request, options.rate, options.seconds)
     except (BadAnswer, OSError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1
     finally:
-        client.close()
+        loop.close()
     sys.stdout.buffer.write(msgspec.json.encode(measured))
     return 0
 

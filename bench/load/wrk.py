@@ -2,14 +2,13 @@
 
 import os
 import re
-import subprocess
 import tempfile
 from pathlib import Path
 
 from msgspec import Struct
 
+from bench import commands
 from bench.contract import EPOCH
-from bench.environment import LOAD_CORE
 
 HERE = Path(__file__).parent
 # Seconds beyond its own time that wrk gets.
@@ -73,19 +72,12 @@ def run(url: str, ask: Ask, connections: int, seconds: int, first: int = 0) -> C
             "BENCH_EPOCH": str(EPOCH),
         }
         script = HERE / ("batch.lua" if ask.batches else "request.lua")
-        pinned = ["taskset", "--cpu-list", str(LOAD_CORE)]
         load = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "10s", "--latency"]
-        done = subprocess.run(
-            [*pinned, *load, "-s", str(script), url + ask.path],
-            env={**os.environ, **variables},
-            capture_output=True,
-            text=True,
-            timeout=seconds + PATIENCE,
-            check=False,
-        )
+        command = [*load, "-s", str(script), url + ask.path]
+        done = commands.run(command, seconds + PATIENCE, variables={**os.environ, **variables})
     if done.returncode:
-        raise Void(f"wrk ended with {done.returncode}: {done.stderr.strip()[-500:]}")
-    return read(done.stdout, refused=ask.status >= REFUSED)
+        raise Void(f"wrk ended with {done.returncode}: {done.stderr.decode().strip()[-500:]}")
+    return read(done.stdout.decode(), refused=ask.status >= REFUSED)
 
 
 def read(output: str, *, refused: bool = False) -> Closed:
