@@ -70,13 +70,12 @@ class Claims(Struct, frozen=True):
     devices: tuple[str, ...] = ()
 
 
-class _Header(Struct):
-    """Parameters that count, and those that are refused whatever they say."""
+class _Refused(Struct):
+    """Parameters that bring their own key, change how the rest is read, or must be understood.
 
-    alg: str = ""
-    typ: str = ""
-    kid: str | None = None
-    # They bring their own key, change how the rest is read, or must be understood (RFC 8725, 3.10).
+    RFC 8725, 3.10.
+    """
+
     b64: Raw | UnsetType = UNSET
     crit: Raw | UnsetType = UNSET
     jku: Raw | UnsetType = UNSET
@@ -84,12 +83,18 @@ class _Header(Struct):
     x5c: Raw | UnsetType = UNSET
     x5u: Raw | UnsetType = UNSET
 
+
+class _Header(_Refused):
+    """Parameters that count, beside those that are refused whatever they say."""
+
+    alg: str = ""
+    typ: str = ""
+    kid: str | None = None
+
     @property
     def refused(self) -> bool:
         """Whether one of those is there."""
-        return any(
-            each is not UNSET for each in (self.b64, self.crit, self.jku, self.jwk, self.x5c, self.x5u)
-        )
+        return any(getattr(self, name) is not UNSET for name in _Refused.__struct_fields__)
 
 
 class _Parts(Struct, frozen=True):

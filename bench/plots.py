@@ -112,7 +112,8 @@ def latency(run: Digest, kind: Kind, cells: Sequence[Measured]) -> Figure:
     picks: dict[str, Callable[[Point], float]] = {"p50": lambda p: p.p50_ms, "p99": lambda p: p.p99_ms}
     others = [cell for cell in cells if not is_house(cell.target)]
     colours = {cell.target: colour for cell, colour in zip(others, CURVES, strict=False)}
-    shown = [*(cell for cell in others if cell.target in colours), *_house(cells)]
+    house = [cell for cell in cells if is_house(cell.target)]
+    shown = [*others[: len(colours)], *sorted(house, key=lambda each: each.target == HOUSE)]
     for axes, (name, pick) in zip(both, picks.items(), strict=True):
         for cell in shown:
             colour = colours.get(cell.target) or _colour(cell)
@@ -154,11 +155,6 @@ def _curve(
         color=colour,
         label=run.titles[cell.target],
     )
-
-
-def _house(cells: Sequence[Measured]) -> list[Measured]:
-    """The gate's, the main one last."""
-    return sorted((cell for cell in cells if is_house(cell.target)), key=lambda each: each.target == HOUSE)
 
 
 def of_floor(run: Digest) -> Figure | None:

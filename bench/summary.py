@@ -31,7 +31,7 @@ def render(results: Results) -> str:
     parts = [
         f"# {results.directory.name}",
         _head(results),
-        section("Where Tidegate is beaten", _beaten(run, HOUSE), _WIN_NOTE),
+        section("Where Tidegate is beaten", _beaten(run, HOUSE)),
         section("Where Tidegate on PostgreSQL is beaten", _beaten(run, HOUSE_ON_POSTGRESQL)),
         section("Everything switched on, beside everybody's hello", _everything(run), _EVERYTHING_NOTE),
         section("Beside Tidegate", _beside(run, HOUSE), _RATIO_NOTE),
@@ -96,7 +96,7 @@ def _beaten(run: Digest, target: str) -> str:
         )
         for win in found
     ]
-    return table(_WIN_HEAD, rows)
+    return f"{table(_WIN_HEAD, rows)}\n\n{_WIN_NOTE}"
 
 
 def _everything(run: Digest) -> str:
