@@ -117,7 +117,7 @@ def serving(target: Target, beside: Beside, limit: int = LIMIT) -> Iterator[Serv
     with contextlib.ExitStack() as stack:
         data = stack.enter_context(_fresh_directory())
         said = stack.enter_context(tempfile.TemporaryFile())
-        port = _free_port()
+        port = servers.free_port()
         _refuse_busy(port)
         began = time.monotonic()
         values = {**beside.urls, "limit": str(limit), "port": str(port)}
@@ -227,12 +227,6 @@ def _stop(process: "subprocess.Popen[bytes]", patience: float) -> None:
         # Nobody can wait for those whose parent has ended: init may look after them at any time.
         for each in killed:
             select.select([each], [], [], STOP_TIMEOUT)
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        port: int = found.getsockname()[1]
-        return port
 
 
 def _refuse_busy(port: int) -> None:

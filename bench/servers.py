@@ -7,6 +7,7 @@ PostgreSQL's durability is relaxed: fsync, full_page_writes and synchronous_comm
 import contextlib
 import os
 import pwd
+import random
 import shutil
 import signal
 import socket
@@ -25,6 +26,8 @@ from bench.commands import uninterrupted
 from bench.environment import DATA, LOAD_CORE, tree_cpu
 
 PATIENCE = 30.0
+# Where ports are looked for, and how often.
+_PORTS, _TRIES = range(10_000, 32_000), 100
 CONFIGURATION = {
     "fsync": "on",
     "full_page_writes": "on",
@@ -64,7 +67,7 @@ def postgresql() -> Iterator[Backing]:
         template = _template(program)
         shutil.copytree(template, data, copy_function=shutil.copy)
         _hand_over(home)
-        port = _free_port()
+        port = free_port()
         settings = {**CONFIGURATION, "unix_socket_directories": str(home), "port": str(port)}
         options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
         command = [str(program), "-D", str(data), *options]
@@ -79,7 +82,7 @@ def redis() -> Iterator[Backing]:
     """A new Redis that keeps nothing on disk; ServerError."""
     program = _program("redis-server")
     with _directory("redis") as home:
-        port = _free_port()
+        port = free_port()
         options = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(home)]
         with _running([str(program), *options], home, lambda: _ping(port), signal.SIGTERM) as process:
             yield Backing(f"redis://127.0.0.1:{port}/0", process)
@@ -242,7 +245,9 @@ def _directory(name: str) -> Iterator[Path]:
         yield Path(path)
 
 
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        port: int = found.getsockname()[1]
-        return port
+def free_port() -> int:
+    """A port that nobody has, below those that the system gives to outgoing connections."""
+    for port in random.sample(_PORTS, _TRIES):
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+    raise ServerError("no port is free")

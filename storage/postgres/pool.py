@@ -1,6 +1,7 @@
 """Sessions with PostgreSQL, shared: as many as were asked for, made anew in the background when lost."""
 
 import asyncio
+import contextlib
 import functools
 import logging
 import time
@@ -61,8 +62,11 @@ class Pool:
         )
         pool = cls(dialer, size, connect_timeout, deadline, *helpers)
         try:
-            for _ in range(size):
-                await pool._connect()
+            await pool._connect()
+            # The others may come later: the first one tells that the server is there.
+            with contextlib.suppress(Unavailable):
+                for _ in range(size - 1):
+                    await pool._connect()
         except BaseException:
             await pool.close()
             raise

@@ -7,11 +7,11 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import pytest
 
-from bench import runner
+from bench import processes, runner
 from bench.__main__ import main
 from bench.processes import running
 from bench.results import CELLS, SUMMARY, Plan, Results
@@ -27,7 +27,7 @@ def bench(*arguments: str) -> "subprocess.CompletedProcess[str]":
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=150,
+        timeout=300,
         check=False,
     )
 
@@ -97,22 +97,30 @@ def test_a_busy_port_is_not_taken_for_the_target(monkeypatch: pytest.MonkeyPatch
     target = Target("x", ["-c", "import time; time.sleep(60)"], [], "house", name="mine")
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
-        monkeypatch.setattr("bench.processes._free_port", lambda: port)
+        monkeypatch.setattr("bench.servers.free_port", lambda: port)
         with pytest.raises(TargetError, match=f"port {port} is busy"), running(target):
             pass
 
 
 @pytest.mark.parametrize(
-    ("code", "complaint"),
+    ("code", "patience", "complaint"),
     [
-        ("raise SystemExit('no licence')", "mine ended with 1 at once: no licence"),
-        ("import time; time.sleep(60)", "mine was not ready within 1.0 s"),
+        ("raise SystemExit('no licence')", 30.0, "mine ended with 1 at once: no licence"),
+        ("import time; time.sleep(60)", 1.0, "mine was not ready within 1.0 s"),
     ],
 )
 def test_a_peer_that_does_not_start_is_void_and_the_others_count(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, complaint: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, patience: float, complaint: str
 ) -> None:
-    monkeypatch.setattr("bench.processes.START_TIMEOUT", 1.0)
+    await_start = processes._await_start
+
+    def impatient(process: Any, port: int, target: Target, said: BinaryIO) -> None:
+        with monkeypatch.context() as patch:
+            if target.name == "mine":
+                patch.setattr(processes, "START_TIMEOUT", patience)
+            await_start(process, port, target, said)
+
+    monkeypatch.setattr(processes, "_await_start", impatient)
     monkeypatch.setattr("bench.gallery._draw", lambda directory: None)
     known = {
         "mine": Target("mine", ["-c", code], ["start"], "house", name="mine"),
@@ -136,7 +144,10 @@ def test_a_peer_that_does_not_start_is_void_and_the_others_count(
 def test_an_interrupted_run_leaves_nothing_running_and_is_continued(
     tmp_path: Path, how: signal.Signals
 ) -> None:
-    command = [sys.executable, "-m", "bench", "run", "--targets", "tidegate", "--results", str(tmp_path)]
+    # Who starts the tests may ignore it, as a shell does for what it starts in the background.
+    default = ["env", "--default-signal=INT"]
+    command = [*default, sys.executable, "-m", "bench", "run", "--targets", "tidegate"]
+    command += ["--results", str(tmp_path)]
     load = ["--scenarios", "latest", "rejected-token", "--quick", "--rounds", "2", "--seed", "7"]
     process = subprocess.Popen(
         [*command, *load], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -148,7 +159,7 @@ def test_an_interrupted_run_leaves_nothing_running_and_is_continued(
         _eventually(lambda: len(_children(process.pid)) == 2)
         children = _children(process.pid)
         process.send_signal(how)
-        _, said = process.communicate(timeout=60)
+        _, said = process.communicate(timeout=120)
     finally:
         process.kill()
     assert process.returncode == 130, said
@@ -170,7 +181,7 @@ def _children(pid: int) -> list[int]:
 
 
 def _eventually(look: Callable[[], T]) -> T:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     while not (found := look()):
         assert time.monotonic() < deadline
         time.sleep(0.02)

@@ -4,12 +4,12 @@ import asyncio
 import os
 import shutil
 import signal
-import socket
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 from tests.running import PATIENCE, ROOT
+from tests.servers.programs import free_port
 
 SHIPPED = ROOT / "deploy" / "nginx"
 # Behind nginx, Prometheus and the like gates speak plain HTTP, whatever the command line of the tests says.
@@ -93,14 +93,6 @@ def configure(
     for path, text in files.items():
         path.write_text(text)
     return folder / "nginx.conf"
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
 
 
 def command(configuration: Path, *options: str) -> list[str]:

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import aiohttp
 
-from tests.deploy.nginx import PLAIN, Proxy, free_port, run_nginx
+from tests.deploy.nginx import PLAIN, Proxy, run_nginx
 from tests.reliability.record import Row
-from tests.running import PATIENCE, GateProcess, run_process
+from tests.running import PATIENCE, GateProcess, Reply, run_process
+from tests.servers.programs import free_port
 
 SECRET = "0123456789abcdef" * 2
 # What a client does about an answer that leaves it in the dark: it sends the same again.
@@ -83,8 +84,7 @@ class Nodes:
             rows: list[Row] = []
             since, end = "earliest", False
             while not end:
-                page = await node.gate.get(f"/v1/readings?limit=1000&time=us&since={since}")
-                assert page.status == 200, page
+                page = await _answered(node.gate, f"/v1/readings?limit=1000&time=us&since={since}")
                 rows += [
                     Row(item["offset"], item["device"], item["metric"], item["ts"], item["value"])
                     for item in page.json["items"]
@@ -95,6 +95,15 @@ class Nodes:
         shorter, longer = sorted(logs, key=len)
         assert shorter == longer[: len(shorter)]
         return longer
+
+
+async def _answered(gate: GateProcess, path: str) -> Reply:
+    """What it says as soon as it can: one of its workers may still wait for a database that came back."""
+    async with asyncio.timeout(PATIENCE):
+        while (page := await gate.get(path)).status == 503:
+            await asyncio.sleep(0.05)
+    assert page.status == 200, page
+    return page
 
 
 @asynccontextmanager
@@ -168,7 +177,7 @@ async def more(writers: Sequence[Writer], count: int) -> None:
 
 async def reach(count: Callable[[], int], goal: int) -> None:
     """Wait until there are so many."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(3 * PATIENCE):
         while count() < goal:
             await asyncio.sleep(0.01)
 

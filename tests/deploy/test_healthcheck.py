@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from tests.certificates import certificate
-from tests.deploy.nginx import PLAIN, free_port
+from tests.deploy.nginx import PLAIN
 from tests.running import PATIENCE, ROOT, run_process
+from tests.servers.programs import free_port
 
 
 async def healthy(environment: Mapping[str, str]) -> bool:

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from tests.deploy.dockerfile import Replay, Stage, context, instructions
-from tests.deploy.nginx import free_port
 from tests.raw import Raw, request
 from tests.running import PATIENCE, ROOT
+from tests.servers.programs import free_port
 
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 
@@ -63,7 +63,9 @@ async def test_the_installed_gate_runs_without_rights_and_its_health_is_seen(ima
         async with await Raw.open(int(environment["TIDEGATE_PORT"])) as client:
             assert (await client.ask(request("GET", "/livez"))).status == 200
             assert (await client.ask(request("GET", "/"))).status == 200
-        assert await _healthy(image, environment)
+        async with asyncio.timeout(PATIENCE):
+            while not await _healthy(image, environment):
+                pass
         status = Path(f"/proc/{process.pid}/status").read_text()
         assert "\nUid:\t10001\t10001\t10001\t10001\n" in status
         process.terminate()
@@ -112,7 +114,7 @@ async def _running(stage: Stage, environment: dict[str, str]) -> AsyncIterator[a
     )
     try:
         assert process.stdout is not None
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(3 * PATIENCE):
             assert (await process.stdout.readline()).startswith(b"tidegate listens on ")
         yield process
     finally:

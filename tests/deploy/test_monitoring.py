@@ -14,10 +14,11 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.deploy.nginx import PLAIN, free_port
+from tests.deploy.nginx import PLAIN
 from tests.deploy.promql import RULES, TARGET, Asked, Selector, asked, dashboard, rules
 from tests.handlers.sockets import connect
 from tests.running import PATIENCE, ROOT, Caller, Running, run_process
+from tests.servers.programs import free_port
 
 ASKED = list(asked())
 CONFIGURATION = ROOT / "deploy" / "prometheus" / "prometheus.yml"
@@ -233,7 +234,7 @@ async def _scraped(session: aiohttp.ClientSession) -> None:
     async with asyncio.timeout(PATIENCE):
         while True:
             try:
-                count = await _query(session, 'count_over_time(up{job="tidegate"}[1m])')
+                count = await _query(session, 'sum_over_time(up{job="tidegate"}[1m])')
             except aiohttp.ClientError:
                 count = []
             if count and float(count[0]["value"][1]) >= 3:

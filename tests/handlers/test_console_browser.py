@@ -135,7 +135,7 @@ async def test_a_wrong_token_is_told_in_plain_words(
 
 async def test_a_token_that_ends_is_told_and_another_goes_on(browser: Browser, process: GateProcess) -> None:
     await process.write("d", {"metric": "m", "value": 1})
-    await browser.open(link(process, "d", "m", process.token(LOOK, ttl=2)))
+    await browser.open(link(process, "d", "m", process.token(LOOK, ttl=8)))
     await live(browser)
     await browser.shows("#alert", "The token has expired. Make a new one and paste it.")
     await browser.press(process.token(LOOK), KEYS.ENTER)

@@ -87,10 +87,10 @@ async def test_it_fits_any_width(browser: Browser, process: GateProcess, width: 
     await browser.until(f"return {READINGS}.length === 1")
     assert await browser.run("return document.documentElement.scrollWidth") <= width
     # As many pixels as the screen has, not as CSS has.
-    scale = (
-        "const one = document.querySelector('canvas'); return one.width / one.getBoundingClientRect().width"
+    await browser.until(
+        "const one = document.querySelector('canvas');"
+        "return Math.abs(one.width / one.getBoundingClientRect().width - 2) < 0.02"
     )
-    assert abs(await browser.run(scale) - 2) < 0.02
 
 
 async def test_it_can_be_used_without_a_mouse(browser: Browser, process: GateProcess) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.running import PATIENCE
 from tests.storage.contract.stores import Fresh, PostgresStore, SqliteStore, Store, opened
 
 
@@ -33,6 +34,12 @@ async def _fresh_sqlite() -> AsyncIterator[Store]:
     with tempfile.TemporaryDirectory() as folder:
         async with opened(SqliteStore(Path(folder))) as store:
             yield store
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is promised here is what happens, not how soon: large writes on a starved server."""
+    monkeypatch.setattr("storage.postgres.writer.DEADLINE", PATIENCE)
 
 
 @pytest.fixture

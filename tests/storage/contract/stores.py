@@ -3,7 +3,7 @@
 import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,6 +12,7 @@ import psycopg2
 import pytest
 
 from storage.engine import Engine
+from storage.errors import Unavailable
 from storage.models import Appended, Outcome, Reading, Write
 from storage.postgres.engine import PostgresEngine
 from storage.postgres.names import Names
@@ -19,6 +20,7 @@ from storage.postgres.values import decode_value as decode_postgres
 from storage.sqlite.engine import SqliteEngine
 from storage.sqlite.values import decode_value as decode_sqlite
 from storage.sqlite.writer import Writer as SqliteWriter
+from tests.running import PATIENCE
 
 Rows = list[tuple[Any, ...]]
 S = TypeVar("S", bound="Store")
@@ -166,7 +168,11 @@ class PostgresStore(Store):
         self.url = url
 
     async def _open(self) -> PostgresEngine:
-        return await PostgresEngine.open(self.url, lambda: self.now, deadline=20)
+        async with asyncio.timeout(PATIENCE):
+            while True:
+                # A starved server may need more than the second that one attempt to connect has.
+                with suppress(Unavailable):
+                    return await PostgresEngine.open(self.url, lambda: self.now, deadline=20)
 
     def _ask(self, sql: str) -> Rows:
         with closing(psycopg2.connect(self.url)) as connection:

@@ -65,7 +65,7 @@ async def test_clients_are_listed_in_order_of_their_bytes(store: Store) -> None:
 async def test_deletion_is_seen_at_once_and_swept_in_steps_while_commits_go_on(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(f"{store.sweeping}.SWEEP_ROWS", 50)
+    monkeypatch.setattr(f"{store.sweeping}.SWEEP_ROWS", 10)
     engine = store.engine
     await store.stored(numbers("d", "m", range(1_000)))
     await store.stored(numbers("e", "m", range(1_000)))
