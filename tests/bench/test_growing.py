@@ -22,6 +22,7 @@ from bench.processes import running
 from bench.results import Cell, Figures, Plan
 from bench.scenarios import SCENARIOS
 from bench.targets import Level, Target, load, prepare
+from tests.bench import starved
 
 KNOWN = load()
 CELLS = growing.cells(runner.all_cells(KNOWN, named=(growing.GROUP,)))
@@ -185,8 +186,15 @@ def test_another_level_than_the_cell_is_about_voids_it(wanted: Level, after: Lev
 @pytest.mark.system
 @pytest.mark.parametrize("name", ["tidegate_miss", "tidegate_redis"])
 def test_a_cell_is_answered_from_where_it_says(name: str) -> None:
-    cell = cells.measure(1, SCENARIOS["latest-many"], KNOWN[name], 1, 1)
-    assert cell.void == ""
+    assert measured("latest-many", KNOWN[name]).void == ""
+
+
+def measured(scenario: str, target: Target, complaint: str = "", warm_up: int = 1) -> Cell:
+    """The first cell that counts, or that is void with this complaint, and not because it was starved."""
+    return starved.first(
+        lambda cell: not cell.void or bool(complaint and complaint in cell.void),
+        lambda: cells.measure(1, SCENARIOS[scenario], target, warm_up, 1),
+    )
 
 
 @pytest.mark.system
@@ -207,7 +215,7 @@ def test_a_cell_that_is_answered_from_elsewhere_is_void(
 ) -> None:
     target = KNOWN[name]
     wrong = msgspec.structs.replace(target, variables={**target.variables, variable: value})
-    assert found in cells.measure(1, SCENARIOS["latest-many"], wrong, 1, 1).void
+    assert found in measured("latest-many", wrong, found).void
 
 
 @pytest.mark.system
@@ -256,7 +264,7 @@ def test_many_devices_are_asked_in_turn() -> None:
         def log_message(self, *args: object) -> None: ...
 
     with listening(Handler) as url:
-        wrk.run(url, Ask(path="/of@/x", token="t", devices=7), 1, 1)
+        wrk.run(url, Ask(path="/of@/x", token="t", devices=7), 1, 3)
     assert len(asked) > 21
     first = int(asked[0][3])
     assert asked == [f"/of{(first + n) % 7}/x Bearer t" for n in range(len(asked))]
@@ -277,7 +285,7 @@ def test_batches_are_those_of_the_contract_one_after_the_other() -> None:
         def log_message(self, *args: object) -> None: ...
 
     with listening(Handler) as url:
-        wrk.run(url, Ask("POST", "/x", token="t", batches=True), 1, 1, first=1_000_000)
+        wrk.run(url, Ask("POST", "/x", token="t", batches=True), 1, 3, first=1_000_000)
     assert len(sent) > 3
     # wrk makes one to see what it is, and never sends it.
     assert [_readings(body) for body in sent[:3]] == [
@@ -296,8 +304,9 @@ def _readings(body: bytes) -> list[tuple[str, int, float]]:
 @pytest.mark.system
 def test_the_floor_of_a_batch_stores_what_it_counts_in_the_gate_s_own_table() -> None:
     target = KNOWN["psql_copy"]
-    assert [str(finding) for finding in examine(target)] == ["batch: good"]
-    cell = cells.measure(1, SCENARIOS["batch"], target, 0, 1)
+    good = ["batch: good"]
+    assert starved.first(lambda found: found == good, lambda: [*map(str, examine(target))]) == good
+    cell = measured("batch", target, warm_up=0)
     assert cell.void == ""
     assert cell.figures is not None
     assert cell.figures.stored == cell.figures.answered > 0
@@ -328,12 +337,11 @@ def test_a_loop_on_postgresql_that_cheats_is_caught(
     script = tmp_path / "loop.py"
     script.write_text(LOOP.replace("FEWER", str(fewer)).replace("MORE", more))
     target = msgspec.structs.replace(KNOWN["psql_copy"], command=[str(script), "{database}"])
-    cell = cells.measure(1, SCENARIOS["batch"], target, 0, 1)
-    assert cell.void == complaint
+    assert measured("batch", target, complaint, warm_up=0).void == complaint
 
 
 @pytest.mark.system
 def test_the_floor_of_a_batch_refuses_to_be_less_than_durable() -> None:
     target = msgspec.structs.replace(KNOWN["psql_copy"], variables={"PGOPTIONS": "-c synchronous_commit=off"})
-    cell = cells.measure(1, SCENARIOS["batch"], target, 0, 1)
-    assert "AssertionError: synchronous_commit" in cell.void
+    complaint = "AssertionError: synchronous_commit"
+    assert complaint in measured("batch", target, complaint, warm_up=0).void

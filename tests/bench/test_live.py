@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 from hypothesis import given
@@ -15,7 +16,7 @@ from bench import runner
 from bench.environment import Cores
 from bench.live import cells, load, report, wire
 from bench.live.cells import check, read_commits
-from bench.live.crowd import Crowd, Reference, Transport
+from bench.live.crowd import Crowd, Load, Reference, Transport
 from bench.live.figures import Live
 from bench.live.load import Shape, Task, perform
 from bench.live.memory import proportional, pss, resident
@@ -36,6 +37,10 @@ WEBSOCKET, SSE = (
 )
 # The one who gets something else may be the first with it: then it is the others who differ.
 _DIFFERS = "a follower got other bytes|in order and once|did not get everything"
+# Of the processes of a target that is a thread: the tests' own group has others, which come and go.
+NO_GROUP = 1 << 30
+# Seconds in which a load comes to where it is cheated; it ends there.
+CAUGHT = 10.0
 CHEATS = [
     ("wrong accept", "expected the Sec-WebSocket-Accept"),
     ("drops one for all", "expected reading 3 next"),
@@ -49,14 +54,13 @@ CHEATS = [
     ("binary frames", "expected a whole text frame"),
     ("not JSON", "expected JSON"),
     ("miscounts", "expected 1 accepted of write 0"),
-    ("no acknowledgement", "were not acknowledged"),
 ]
 
 
-@pytest.fixture(autouse=True)
-def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bench.live.crowd.PATIENCE", 2.0)
-    monkeypatch.setattr("bench.live.load.PATIENCE", 2.0)
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For what never comes."""
+    monkeypatch.setattr("bench.live.crowd.PATIENCE", 3.0)
 
 
 @pytest.mark.parametrize("scenario", [WEBSOCKET, SSE], ids=["websocket", "sse"])
@@ -70,6 +74,11 @@ def test_a_cheat_is_caught_before_anything_is_measured(fault: str, complaint: st
     with streaming(fault) as port, pytest.raises(Unverified) as caught:
         check(WEBSOCKET, f"http://127.0.0.1:{port}")
     assert re.search(complaint, str(caught.value))
+
+
+def test_one_who_acknowledges_nothing_is_caught(impatient: None) -> None:
+    with streaming("no acknowledgement") as port, pytest.raises(Unverified, match="were not acknowledged"):
+        check(WEBSOCKET, f"http://127.0.0.1:{port}")
 
 
 @pytest.mark.parametrize(
@@ -100,12 +109,11 @@ def test_a_cheat_over_events_is_caught(fault: str, complaint: str) -> None:
 @pytest.mark.parametrize("rate", [0.0, 200.0], ids=["closed", "open"])
 def test_a_cheat_in_the_midst_of_the_load_is_caught(fault: str, complaint: str, rate: float) -> None:
     with streaming(fault, after=30) as port, pytest.raises(Unverified) as caught:
-        perform(_task(port, Shape(5, rate=rate)))
+        perform(_task(port, Shape(5, rate=rate), CAUGHT))
     assert re.search(complaint, str(caught.value))
 
 
-def test_one_who_lacks_the_end_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bench.live.crowd.PATIENCE", 0.5)
+def test_one_who_lacks_the_end_is_caught(impatient: None) -> None:
     last = sum(cells.CHECKED) - 1
     with streaming("drops one for one", after=last) as port, pytest.raises(Unverified) as caught:
         check(WEBSOCKET, f"http://127.0.0.1:{port}")
@@ -124,13 +132,15 @@ def test_a_closed_loop_counts_what_all_followers_got(transport: Transport) -> No
 
 
 def test_an_open_loop_sends_all_that_is_planned_and_times_each_delivery() -> None:
+    began = time.perf_counter()
     with streaming() as port:
         found = perform(_task(port, Shape(5, 2, rate=100.0)))
+    took = (time.perf_counter() - began) * 1000
     assert found.deliveries == 20 * 2 * 5
     assert found.open is not None
     assert found.open.requests == found.deliveries
     assert found.open.planned == 1000.0
-    assert 0 < found.open.p50_ms <= found.open.p99_ms <= found.open.max_ms < 2000
+    assert 0 < found.open.p50_ms <= found.open.p99_ms <= found.open.max_ms < took
 
 
 def test_a_follower_that_is_stuck_is_not_waited_for() -> None:
@@ -141,15 +151,29 @@ def test_a_follower_that_is_stuck_is_not_waited_for() -> None:
 
 def test_a_drain_measures_the_crowd_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(load, "DRAINS", 3)
+    acknowledged, waited = Load.acknowledged, 0.0
+
+    def slowly(self: Load, timeout: float) -> int:
+        nonlocal waited
+        began = time.perf_counter()
+        time.sleep(0.02)
+        found = acknowledged(self, timeout)
+        waited += time.perf_counter() - began
+        return found
+
+    monkeypatch.setattr(Load, "acknowledged", slowly)
+    began = time.perf_counter()
     with streaming() as port:
         found = perform(_task(port, Shape(5, drain=True)))
+    took = time.perf_counter() - began
     assert found.deliveries == 3 * load.DRAINED * 5
-    assert found.rate > 1000
+    # What the server takes is not in it.
+    assert found.deliveries / found.rate < took - waited
 
 
 def test_a_load_that_goes_wrong_voids_the_cell() -> None:
     with streaming("doubles one for all", after=30) as port, pytest.raises(Void, match="in order and once"):
-        load.run(_task(port, Shape(5)))
+        load.run(_task(port, Shape(5), CAUGHT))
 
 
 @pytest.mark.parametrize("chunked", [True, False], ids=["chunked", "plain"])
@@ -338,8 +362,8 @@ def _opened(p99: float) -> Open:
     return Open(100.0, 100.0, 500, 1.0, 2.0, p99, 15.0, 16.0, 0.01, 0, 0.5)
 
 
-def _task(port: int, shape: Shape) -> Task:
-    return Task(shape, "127.0.0.1", port, "token", os.getpgid(0), 0.1, 0.2)
+def _task(port: int, shape: Shape, seconds: float = 0.2) -> Task:
+    return Task(shape, "127.0.0.1", port, "token", NO_GROUP, 0.1, seconds)
 
 
 def _reading(number: int) -> dict[str, object]:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import pytest
 
+from bench.load import open_loop
 from bench.load.open_loop import BadAnswer, Client, is_whole, percentile
 from bench.load.wrk import Closed, Void, read
 
@@ -101,12 +102,20 @@ def test_requests_that_a_stall_delays_count_from_when_they_were_due() -> None:
 def test_the_open_loop_gives_its_core_to_a_database_while_it_has_nothing_to_do(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    given = [0]
+    given, looked = [0], [0]
 
     def give_way() -> None:
         given[0] += 1
+        # The server, a thread, gets its turn.
+        time.sleep(0.0005)
+
+    def clock() -> float:
+        """A millisecond passes whenever the core is given away, hardly anything else takes time."""
+        looked[0] += 1
+        return given[0] / 1_000 + looked[0] / 1_000_000
 
     monkeypatch.setattr("os.sched_yield", give_way)
+    monkeypatch.setattr(open_loop, "perf_counter", clock)
     with answering(connections=1) as port:
         client = Client("127.0.0.1", port, 1)
         found = client.measure(REQUEST, rate=100, seconds=0.2)

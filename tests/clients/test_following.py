@@ -104,7 +104,8 @@ async def by_httpx_sse(place: Place, trace: Trace) -> None:
 async def keep_following(follow: Follow, place: Place, trace: Trace) -> None:
     """Come back until it is over."""
     while not place.over:
-        async with asyncio.timeout(PATIENCE):
+        # As long as a gate may take to start.
+        async with asyncio.timeout(3 * PATIENCE):
             await place.up.wait()
         with contextlib.suppress(OSError, httpx.TransportError, websockets.InvalidHandshake):
             await follow(place, trace)

@@ -9,7 +9,7 @@ from aiohttp.test_utils import RawTestServer
 from blockbuster import BlockBuster
 
 from tests.handlers.wire import create_client, issuer_of, log_in, problem, write_keys
-from tests.running import ALL_SCOPES, Running, run_gate
+from tests.running import ALL_SCOPES, PATIENCE, Running, run_gate
 
 ALGORITHMS = ["EdDSA", "ES256", "RS256"]
 
@@ -70,7 +70,7 @@ async def test_keys_rotate_by_their_kid(tmp_path: Path, keys: Path) -> None:
 
         async def reload(kids: set[str]) -> None:
             gate.gate.reload.set()
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(PATIENCE):
                 while set(await published(gate)) != kids:
                     pass
 

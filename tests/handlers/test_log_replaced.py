@@ -12,7 +12,7 @@ from storage.models import Batch
 from tests.handlers.sockets import Ended, Socket, connect, values
 from tests.handlers.test_sse import listen
 from tests.raw import until
-from tests.running import Running, administrate
+from tests.running import PATIENCE, Running, administrate
 
 
 def reading(value: Any, metric: str = "t", **more: Any) -> dict[str, Any]:
@@ -33,7 +33,7 @@ async def replace(gate: Running) -> str:
 
 async def noticed(gate: Running) -> None:
     """Wait until the streams know."""
-    await until(lambda: gate.gate.live.hub.epoch == "other", within=2)
+    await until(lambda: gate.gate.live.hub.epoch == "other")
 
 
 @pytest.fixture
@@ -198,7 +198,7 @@ async def test_who_waits_for_a_verdict_may_unsubscribe_and_go(
 
     monkeypatch.setattr(engine, "refresh", refresh)
     await socket.say(type="subscribe", id=1, match=[">"], since=f"{position}0")
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE):
         await asked.wait()
     await socket.say(type="unsubscribe", id=1)
     assert await socket.hear() == {"type": "unsubscribed", "id": 1}

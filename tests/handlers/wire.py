@@ -2,9 +2,10 @@
 
 import asyncio
 import base64
+import math
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -119,6 +120,29 @@ async def held_commit(gate: Running) -> AsyncIterator[HeldCommit]:
     finally:
         held.go.set()
         commit._engine = held._engine
+
+
+class Clock:
+    """Loop time that passes when a test says so."""
+
+    def __init__(self) -> None:
+        # Whole seconds can be added without rounding.
+        self.time = float(math.ceil(asyncio.get_running_loop().time()))
+
+    def __call__(self) -> float:
+        return self.time
+
+
+@contextmanager
+def stopped_intervals(gate: Running) -> Iterator[float]:
+    """No `min_interval` passes in the block, however long it takes; the loop time at which it began."""
+    hub = gate.gate.live.hub
+    now, began = hub.now, hub.now()
+    hub.now = lambda: began
+    try:
+        yield began
+    finally:
+        hub.now = now
 
 
 async def create_client(gate: Caller, **content: Any) -> Any:

@@ -5,6 +5,7 @@ import json
 import logging
 from collections import deque
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any, cast
 
 import pytest
@@ -39,7 +40,8 @@ class Log:
         self.epoch = "e"
         self.floor = 0
         self.away = False
-        self.asked = 0
+        # When, in loop time.
+        self.asked: list[float] = []
         self.pages: list[int] = []
         self._known = LogState("e", 0, 0)
 
@@ -57,7 +59,7 @@ class Log:
         return self._known
 
     async def refresh(self) -> LogState:
-        self.asked += 1
+        self.asked.append(asyncio.get_running_loop().time())
         await asyncio.sleep(0)
         if self.away:
             raise Unavailable("the database is away")
@@ -323,16 +325,19 @@ async def test_what_does_not_come_within_50_ms_is_read_from_the_database(quiet: 
     log = Log()
     node = Node(log)
     task = await running(node)
-    log.append(3)
-    started = node.hub.now()
-    node.hub.publish(log.append(2))
-    await until(lambda: node.hub.head == 5)
-    took = node.hub.now() - started
+    took: list[float] = []
+    # Who is starved is late: the best of some tells.
+    for _ in range(3):
+        log.append(3)
+        started = node.hub.now()
+        node.hub.publish(log.append(2))
+        await until(lambda: node.hub.head == log.head)
+        took.append(round(node.hub.now() - started, 3))
     task.cancel()
     whole(node)
-    assert 0.05 <= took < 1.0
-    assert node.healer.healed == 5
-    assert node.found == [5]
+    assert 0.05 <= min(took) < 1.0
+    assert node.healer.healed == 15
+    assert node.found == [5, 10, 15]
 
 
 async def test_a_gap_that_others_follow_at_full_speed_is_filled_all_the_same(quiet: None) -> None:
@@ -343,31 +348,38 @@ async def test_a_gap_that_others_follow_at_full_speed_is_filled_all_the_same(qui
     first = log.append(1)
     node.hub.publish(first)
     log.append(1)
-    started = node.hub.now()
-    while node.hub.head < 3 and node.hub.now() - started < 5:
+    # A millisecond each, or more: 50 of them are to be expected.
+    early = 0
+    while node.hub.head < 3 and early < 500:
         node.hub.publish(log.append(1))
         node.hub.publish(first)
+        early += 1
         await asyncio.sleep(0.001)
-    took = node.hub.now() - started
     task.cancel()
     whole(node)
-    assert took < 1.0
+    assert node.hub.head >= 3
 
 
-@pytest.mark.parametrize(("told", "least", "most"), [(False, 4, 12), (True, 1, 3)])
+@pytest.mark.parametrize(("told", "every"), [(False, 0.25), (True, 1.0)])
 async def test_the_head_is_compared_every_250_ms_or_once_a_second_where_somebody_tells(
-    told: bool, least: int, most: int
+    told: bool, every: float
 ) -> None:
     log = Log()
     node = Node(log)
     node.told = told
     task = await running(node)
-    await asyncio.sleep(1.6)
+    await until(lambda: len(log.asked) >= 3)
     log.append(2)
-    await until(lambda: node.hub.head == 2, within=3)
+    await until(lambda: node.hub.head == 2)
     task.cancel()
-    assert least <= log.asked <= most
+    # Who is starved is late: the shortest pause tells.
+    assert every <= min(pauses(log)) < 1.8 * every
     whole(node)
+
+
+def pauses(log: Log) -> list[float]:
+    """Between questions to the database, in seconds; the loop's clock counts milliseconds."""
+    return [round(later - earlier, 3) for earlier, later in pairwise(log.asked)]
 
 
 async def test_where_nobody_follows_the_hub_keeps_up_without_reading(quiet: None) -> None:
@@ -424,7 +436,7 @@ async def test_one_question_does_for_all_who_ask_at_the_same_time(quiet: None) -
     node = Node(log)
     log.append(7)
     await asyncio.gather(*(node.healer.look() for _ in range(1000)))
-    assert log.asked <= 2
+    assert len(log.asked) <= 2
     whole(node)
     assert node.hub.head == 7
     # Who gives up takes nobody with him.
@@ -447,10 +459,10 @@ async def test_while_the_database_is_away_it_is_left_in_peace_and_then_nothing_i
         task = await running(node)
         log.append(2)
         node.hub.publish(log.append(1))
-        await asyncio.sleep(1.2)
-        assert 2 <= log.asked <= 6
+        await until(lambda: len(log.asked) >= 4)
+        assert 0.25 <= min(pauses(log)) < 0.5
         log.away = False
-        await until(lambda: node.hub.head == 3, within=2)
+        await until(lambda: node.hub.head == 3)
         task.cancel()
     whole(node)
     said = [record.message for record in caplog.records]
