@@ -1,6 +1,8 @@
 """What the processes of a server hold in memory, as the kernel counts it."""
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from bench.environment import family
@@ -10,12 +12,12 @@ _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 def resident(group: int) -> int:
     """Bytes of a group, and of what it has started, that are in memory (RSS)."""
-    return _PAGE * sum(int(_read(pid, "statm").split()[1]) for pid in family(group))
+    return _PAGE * sum(int(text.split()[1]) for text in _each(group, "statm"))
 
 
 def proportional(group: int) -> int:
     """Bytes of a group in memory, shared pages by their share (PSS); what sockets hold is the kernel's."""
-    return 1024 * sum(pss(_read(pid, "smaps_rollup")) for pid in family(group))
+    return 1024 * sum(map(pss, _each(group, "smaps_rollup")))
 
 
 def pss(rollup: str) -> int:
@@ -27,5 +29,8 @@ def pss(rollup: str) -> int:
     raise ValueError("no Pss in smaps_rollup")
 
 
-def _read(pid: int, name: str) -> str:
-    return Path(f"/proc/{pid}/{name}").read_text()
+def _each(group: int, name: str) -> Iterator[str]:
+    """A file of each process that has not ended meanwhile."""
+    for pid in family(group):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            yield Path(f"/proc/{pid}/{name}").read_text()

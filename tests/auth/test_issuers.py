@@ -14,16 +14,19 @@ from auth.issuers import BODY_MAX, KEYS_MAX, Issuer
 from auth.keys import ConfigurationError, Key, KeyRing
 from auth.tokens import KeyUnknown, TokenError
 from tests.auth.doubles import AUDIENCE, NOW, SECRET, Clock, Gate, claims, sign
+from tests.raw import until
+from tests.running import PATIENCE
 
 OUTSIDE = "https://id.example"
 
 
 class KeyServer:
-    """Publishes keys on a loopback port; counts who asks, and can be slow or ill."""
+    """Publishes keys on a loopback port; counts who asks, and can be silent or ill."""
 
     def __init__(self) -> None:
         self.asked = 0
-        self.delay = 0.0
+        self.speaks = asyncio.Event()
+        self.speaks.set()
         self.body = b'{"keys": []}'
         self.status = 200
         self.headers: dict[str, str] = {}
@@ -35,7 +38,7 @@ class KeyServer:
 
     async def answer(self, request: web.BaseRequest) -> web.Response:
         self.asked += 1
-        await asyncio.sleep(self.delay)
+        await self.speaks.wait()
         return web.Response(status=self.status, body=self.body, headers=self.headers)
 
 
@@ -215,18 +218,20 @@ async def test_an_outside_token_may_live_longer_than_ours(
 
 
 async def test_keys_count_even_if_nobody_waited_for_them_to_the_end(
-    gate: Gate, server: KeyServer, keys: dict[str, Key], ticks: Clock
+    gate: Gate, issuer: Issuer, server: KeyServer, keys: dict[str, Key], ticks: Clock
 ) -> None:
     old = token(keys["EdDSA"])
     server.publish(keys["EdDSA"])
     await verified(gate, old)
     server.publish(keys["ES256"])
-    server.delay = 0.02
+    server.speaks.clear()
     ticks.now += 600
     refreshing = asyncio.create_task(gate.verifier.refresh())
-    await asyncio.sleep(0.01)
+    await until(lambda: server.asked == 2)
     refreshing.cancel()
-    await asyncio.sleep(0.1)
+    await asyncio.wait((refreshing,))
+    server.speaks.set()
+    await until(lambda: keys["ES256"].kid in issuer.keys)
     assert await code(gate, old) == "token_invalid"
 
 
@@ -235,8 +240,11 @@ async def test_keys_count_even_if_nobody_waited_for_them_to_the_end(
 
 async def test_all_who_ask_at_once_share_one_fetch(issuer: Issuer, server: KeyServer) -> None:
     server.publish(public())
-    server.delay = 0.05
-    await asyncio.gather(*(issuer.fetch() for _ in range(20)))
+    server.speaks.clear()
+    fetching = asyncio.gather(*(issuer.fetch() for _ in range(20)))
+    await until(lambda: server.asked)
+    server.speaks.set()
+    await fetching
     assert server.asked == 1
     assert list(issuer.keys) == ["one"]
 
@@ -245,10 +253,12 @@ async def test_whoever_gives_up_does_not_take_the_keys_from_the_others(
     issuer: Issuer, server: KeyServer
 ) -> None:
     server.publish(public())
-    server.delay = 0.05
+    server.speaks.clear()
     first, second = asyncio.create_task(issuer.fetch()), asyncio.create_task(issuer.fetch())
-    await asyncio.sleep(0.01)
+    await until(lambda: server.asked)
     first.cancel()
+    await asyncio.wait((first,))
+    server.speaks.set()
     await second
     assert first.cancelled()
     assert list(issuer.keys) == ["one"]
@@ -257,21 +267,23 @@ async def test_whoever_gives_up_does_not_take_the_keys_from_the_others(
 async def test_a_fetch_does_not_block_the_loop_and_ends_in_time(
     issuer: Issuer, server: KeyServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("auth.issuers.TIMEOUT", 0.2)
-    server.delay = 60
+    monkeypatch.setattr("auth.issuers.TIMEOUT", 0.5)
+    server.speaks.clear()
     fetching = asyncio.create_task(issuer.fetch())
     turns = 0
-    while not fetching.done():
-        await asyncio.sleep(0.01)
-        turns += 1
-    assert turns >= 5
+    async with asyncio.timeout(PATIENCE):
+        while not fetching.done():
+            await asyncio.sleep(0)
+            turns += 1
+    # A busy machine gives thousands, a fetch that blocks a dozen.
+    assert turns >= 100
     assert "TimeoutError" in issuer.error
 
 
 async def test_closing_ends_a_fetch(issuer: Issuer, server: KeyServer) -> None:
-    server.delay = 60
+    server.speaks.clear()
     fetching = asyncio.create_task(issuer.fetch())
-    await asyncio.sleep(0.01)
+    await until(lambda: server.asked)
     await issuer.close()
     with pytest.raises(asyncio.CancelledError):
         await fetching

@@ -26,6 +26,8 @@ class Tap:
         self.fault: Fault | None = None
         self.word = _COMMIT
         self.then: tuple[Fault, bytes] | None = None
+        # A fault has come to pass: the answer has been lost, or the question.
+        self.struck = asyncio.Event()
         # New connections are closed at once.
         self.closed = False
 
@@ -84,6 +86,7 @@ class Tap:
                 if fault == "question":
                     up.transport.abort()
                     client.transport.abort()
+                    self.struck.set()
                     return
                 if fault == "answer":
                     deaf.set()
@@ -97,6 +100,7 @@ class Tap:
     ) -> None:
         while data := await up.read(1 << 20):
             if deaf.is_set():
+                self.struck.set()
                 break
             client.write(data)
             await client.drain()

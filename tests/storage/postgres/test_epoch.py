@@ -10,12 +10,11 @@ from storage.errors import StorageError
 from storage.log import LogState
 from storage.models import Outcome
 from storage.postgres.engine import PostgresEngine
+from tests.running import PATIENCE
 from tests.servers.postgres import PostgresServer, postgres, replica
 from tests.servers.programs import find
 from tests.storage.contract.stores import PostgresStore, opened
 from tests.storage.writes import numbers
-
-PATIENCE = 20.0
 
 
 class Node(PostgresStore):

@@ -10,16 +10,21 @@ import pytest
 
 from storage.errors import Conflict, Full, Overloaded, Refused, StorageError, Timeout, Unavailable
 from storage.postgres.pool import Pool
+from tests.running import PATIENCE
 from tests.servers.postgres import PostgresServer
 from tests.servers.programs import free_port
-from tests.storage.postgres.watching import none_runs, sessions, until, watch_lag
+from tests.storage.postgres.watching import ended_by, give_up, none_runs, sessions, until
+from tests.storage.watching import watch_lag
 
 NAME = "tidegate-test"
+STATEMENT_TIMEOUT = "canceling statement due to statement timeout"
 
 
 @pytest.fixture
 async def pool(postgres_url: str) -> AsyncIterator[Pool]:
-    opened = await Pool.open(postgres_url, 2, name=NAME, statement_timeout=5.0, deadline=3.0)
+    opened = await Pool.open(
+        postgres_url, 2, name=NAME, statement_timeout=5.0, connect_timeout=PATIENCE, deadline=3.0
+    )
     yield opened
     await opened.close()
 
@@ -95,9 +100,9 @@ async def test_the_session_gets_its_limits(pool: Pool) -> None:
 
 
 async def test_a_statement_that_the_server_ends_is_a_timeout(postgres_url: str) -> None:
-    pool = await Pool.open(postgres_url, 1, statement_timeout=0.1)
+    pool = await Pool.open(postgres_url, 1, statement_timeout=0.1, deadline=PATIENCE)
     before = await pid(pool)
-    with pytest.raises(Timeout):
+    with pytest.raises(Timeout, match="57014"):
         await pool.fetch("SELECT pg_sleep(30)")
     task = asyncio.current_task()
     assert task is not None
@@ -107,13 +112,12 @@ async def test_a_statement_that_the_server_ends_is_a_timeout(postgres_url: str) 
 
 
 async def test_after_its_deadline_a_statement_is_cancelled_in_the_server(
-    postgres_server: PostgresServer, pool: Pool
+    postgres_server: PostgresServer, postgres_url: str, pool: Pool
 ) -> None:
-    started = time.monotonic()
-    with pytest.raises(Timeout):
+    with pytest.raises(Timeout, match="within its deadline"):
         await pool.fetch("SELECT pg_sleep(30)", deadline=0.2)
-    assert time.monotonic() - started < 1
-    assert await until(lambda: none_runs(postgres_server, NAME)) < 1
+    await until(lambda: none_runs(postgres_server, NAME))
+    assert STATEMENT_TIMEOUT not in ended_by(postgres_server, postgres_url)
     await until(lambda: full(pool, 2))
 
 
@@ -122,25 +126,18 @@ async def full(pool: Pool, size: int) -> bool:
 
 
 async def test_the_deadline_of_an_earlier_statement_does_not_end_a_later_one(pool: Pool) -> None:
-    async with asyncio.timeout(10):
-        for wait in (0.15, 0.15, 0.15):
-            await pool.fetch(f"SELECT pg_sleep({wait})", deadline=0.25)
+    async with asyncio.timeout(PATIENCE):
+        await pool.fetch("SELECT 1", deadline=2)
+        await pool.fetch("SELECT pg_sleep(2.1)", deadline=PATIENCE)
         await pool.fetch("SELECT 1", deadline=30)
         with pytest.raises(Timeout):
             await pool.fetch("SELECT pg_sleep(30)", deadline=0.1)
 
 
-async def test_a_cancelled_caller_cancels_in_the_server(postgres_server: PostgresServer, pool: Pool) -> None:
-    task = asyncio.create_task(pool.fetch("SELECT pg_sleep(30)"))
-
-    async def runs() -> bool:
-        return not await none_runs(postgres_server, NAME)
-
-    await until(runs)
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    assert await until(lambda: none_runs(postgres_server, NAME)) < 1
+async def test_a_cancelled_caller_cancels_in_the_server(
+    postgres_server: PostgresServer, postgres_url: str, pool: Pool
+) -> None:
+    await give_up(postgres_server, postgres_url, pool, NAME)
     assert await pool.fetch("SELECT 1") == [(1,)]
 
 
@@ -165,7 +162,7 @@ async def test_a_caller_cancelled_when_the_answer_is_there_costs_no_session(
 
 
 async def test_a_storm_of_cancelled_callers_piles_up_no_sessions(
-    postgres_server: PostgresServer, pool: Pool
+    postgres_server: PostgresServer, postgres_url: str, pool: Pool
 ) -> None:
     tasks = [asyncio.create_task(pool.fetch("SELECT pg_sleep(30)", deadline=20)) for _ in range(500)]
     most = 0
@@ -183,30 +180,31 @@ async def test_a_storm_of_cancelled_callers_piles_up_no_sessions(
     async def settled() -> bool:
         return len(await sessions(postgres_server, NAME)) == 2 and await none_runs(postgres_server, NAME)
 
-    assert await until(settled) < 1
+    await until(settled)
+    assert STATEMENT_TIMEOUT not in ended_by(postgres_server, postgres_url)
     assert await pool.fetch("SELECT 1") == [(1,)]
 
 
 async def test_a_busy_pool_keeps_nobody_longer_than_the_deadline(pool: Pool) -> None:
-    busy = [asyncio.create_task(pool.fetch("SELECT pg_sleep(0.6)")) for _ in range(2)]
+    busy = [asyncio.create_task(pool.fetch("SELECT pg_sleep(30)", deadline=PATIENCE)) for _ in range(2)]
     await asyncio.sleep(0)
     assert (pool.size, pool.free) == (2, 0)
     with pytest.raises(Overloaded):
         await pool.fetch("SELECT 1", deadline=0.1)
     assert pool.waiting == 0
-    assert await pool.fetch("SELECT 1") == [(1,)]
-    await asyncio.gather(*busy)
+    for task in busy:
+        task.cancel()
+    assert await pool.fetch("SELECT 1", deadline=PATIENCE) == [(1,)]
 
 
 async def test_who_waits_is_served_when_a_broken_session_comes_back(postgres_url: str) -> None:
     pool = await Pool.open(postgres_url, 1, name=NAME)
     broken = asyncio.create_task(pool.fetch("SELECT pg_sleep(30)", deadline=0.2))
     await asyncio.sleep(0)
-    waiting = asyncio.create_task(pool.fetch("SELECT 1", deadline=5))
+    waiting = asyncio.create_task(pool.fetch("SELECT 1", deadline=PATIENCE))
     with pytest.raises(Timeout):
         await broken
-    async with asyncio.timeout(1):
-        assert await waiting == [(1,)]
+    assert await waiting == [(1,)]
     await pool.close()
 
 
@@ -223,7 +221,7 @@ async def test_a_cancelled_waiter_gives_back_what_it_was_given(pool: Pool) -> No
 
 
 async def test_thousands_who_wait_may_go_in_any_order(pool: Pool) -> None:
-    busy = [asyncio.create_task(pool.fetch("SELECT pg_sleep(1)")) for _ in range(2)]
+    busy = [asyncio.create_task(pool.fetch("SELECT pg_sleep(2)", deadline=PATIENCE)) for _ in range(2)]
     await asyncio.sleep(0)
     waiting = [asyncio.create_task(pool.fetch("SELECT 1", deadline=20)) for _ in range(5_000)]
     await asyncio.sleep(0)
@@ -254,7 +252,7 @@ async def test_megabytes_go_both_ways_and_others_go_on(pool: Pool) -> None:
     text = "x" * 8_000_000
     async with watch_lag() as lag:
         rows, other = await asyncio.gather(
-            pool.fetch("SELECT %s::text", (text,), deadline=20), pool.fetch("SELECT 1")
+            pool.fetch("SELECT %s::text", (text,), deadline=20), pool.fetch("SELECT 1", deadline=20)
         )
     assert rows == [(text,)]
     assert other == [(1,)]
@@ -278,14 +276,14 @@ async def test_a_session_lost_while_idle_is_made_anew_before_anybody_asks(
         now = {connection.raw.info.backend_pid for connection in pool._sessions}
         return len(now) == 2 and not now & before
 
-    assert await until(replaced) < 1
+    await until(replaced)
     assert await pool.fetch("SELECT 1") == [(1,)]
 
 
 async def test_a_session_lost_at_work_leaves_the_outcome_open(
     postgres_server: PostgresServer, pool: Pool
 ) -> None:
-    task = asyncio.create_task(pool.fetch("SELECT pg_sleep(30)"))
+    task = asyncio.create_task(pool.fetch("SELECT pg_sleep(30)", deadline=PATIENCE))
 
     async def terminated() -> bool:
         for number, state, _ in await sessions(postgres_server, NAME):
@@ -301,7 +299,7 @@ async def test_a_session_lost_at_work_leaves_the_outcome_open(
 
 async def test_closing_refuses_what_waits_and_lets_run_what_runs(postgres_url: str) -> None:
     pool = await Pool.open(postgres_url, 1)
-    running = asyncio.create_task(pool.fetch("SELECT pg_sleep(0.2), 7"))
+    running = asyncio.create_task(pool.fetch("SELECT pg_sleep(1), 7", deadline=PATIENCE))
     await asyncio.sleep(0)
     waiting = asyncio.create_task(pool.fetch("SELECT 1"))
     await asyncio.sleep(0)
@@ -342,8 +340,10 @@ async def test_where_nobody_answers_opening_fails_in_time() -> None:
         async with watch_lag() as lag:
             with pytest.raises(Unavailable):
                 await Pool.open(f"postgresql://a@127.0.0.1:{port}/b", 1, connect_timeout=0.5)
-        assert 0.4 < time.monotonic() - started < 1.5
-        assert lag.p99 < 0.05
+        # It would be silent for ever.
+        assert 0.4 < time.monotonic() - started < PATIENCE
+        # Half of what a loop that waits itself would show in its few turns.
+        assert lag.p99 < 0.25
 
 
 @pytest.mark.parametrize("url", ["postgresql://a@[b/c", "postgresql://a@b/c?no=such", "host=a port=1,2"])
@@ -362,7 +362,7 @@ async def test_names_are_looked_up_apart_from_the_loop(
 
     def slow(host: str, *args: object, **options: object) -> object:
         threads.add(threading.current_thread())
-        time.sleep(0.3)
+        time.sleep(0.5)
         assert host == "database.test"
         return real("127.0.0.1", *args, **options)  # type: ignore[arg-type]
 
@@ -373,7 +373,7 @@ async def test_names_are_looked_up_apart_from_the_loop(
         await pool.close()
     assert threads
     assert threading.main_thread() not in threads
-    assert lag.p99 < 0.05
+    assert lag.p99 < 0.25
 
 
 async def test_a_name_server_that_says_nothing_does_not_hold_the_end(
@@ -395,5 +395,6 @@ async def test_a_name_server_that_says_nothing_does_not_hold_the_end(
         await pool.fetch("SELECT 1", deadline=0.1)
     started = time.monotonic()
     await pool.close()
-    assert time.monotonic() - started < 0.5
+    # Half of what the name server would have held it.
+    assert time.monotonic() - started < 10
     answer.set()

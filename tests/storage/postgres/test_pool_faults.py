@@ -1,7 +1,9 @@
 """The pool while the server is frozen, dead, restarted or slow: told in time, the loop free, back at once."""
 
 import asyncio
+import functools
 import random
+import statistics
 import time
 from pathlib import Path
 
@@ -9,8 +11,10 @@ import pytest
 
 from storage.errors import Overloaded, Timeout, Unavailable
 from storage.postgres.pool import Pool
+from tests.running import PATIENCE
 from tests.servers.postgres import PostgresServer, postgres
-from tests.storage.postgres.watching import load, until, watch_lag
+from tests.storage.postgres.watching import in_time, load, until
+from tests.storage.watching import own_time, watch_lag
 
 NAME = "tidegate-test"
 # What is promised, in seconds; a busy machine adds to it.
@@ -19,14 +23,18 @@ BACK = 2.0
 LAG = 0.05
 SLACK = 0.5
 DEADLINE = 1.0
+# A statement that runs until somebody else has said that it is enough.
+UNTIL_ENOUGH = """DO $$ BEGIN
+    WHILE NOT EXISTS (SELECT FROM enough) LOOP PERFORM pg_sleep(0.01); END LOOP;
+END $$"""
 
 
 async def open_pool(server: PostgresServer, size: int = 3) -> Pool:
     return await Pool.open(server.url, size, name=NAME, deadline=DEADLINE, statement_timeout=2)
 
 
-async def play(server: PostgresServer, pool: Pool, fault: str, seconds: float) -> None:
-    """A fault, `seconds` long, under load: everybody is told in time, and it is over when it is over."""
+async def play(server: PostgresServer, pool: Pool, fault: str, seconds: float) -> float:
+    """A fault, `seconds` long, under load: everybody is told in time. How soon after it all is good."""
     async with load(pool, 20) as callers, watch_lag() as lag:
         await asyncio.sleep(0.2)
         if fault == "frozen":
@@ -53,16 +61,16 @@ async def play(server: PostgresServer, pool: Pool, fault: str, seconds: float) -
     assert callers.slowest < TOLD + SLACK
     good = callers.good_since(returned)
     assert good is not None
-    assert good < BACK + SLACK
     assert lag.p99 < LAG
     assert pool.down is None
+    return good
 
 
 @pytest.mark.parametrize("fault", ["frozen", "killed", "fast"])
 async def test_everybody_is_told_in_time_and_it_is_back_at_once(tmp_path: Path, fault: str) -> None:
     async with postgres(tmp_path) as server:
         pool = await open_pool(server)
-        await play(server, pool, fault, 2.5)
+        await in_time(functools.partial(play, server, pool, fault, 2.5), BACK + SLACK)
         await pool.close()
 
 
@@ -72,11 +80,14 @@ async def test_faults_one_after_the_other(tmp_path: Path, long: bool) -> None:
     chance = random.Random(seed)
     async with postgres(tmp_path) as server:
         pool = await open_pool(server)
+        took = []
         for _ in range(20 if long else 3):
             fault = chance.choice(["frozen", "killed", "immediate", "fast"])
             seconds = chance.uniform(0, 2.5)
             print(fault, seconds)
-            await play(server, pool, fault, seconds)
+            took.append(await play(server, pool, fault, seconds))
+        # Whoever is starved only takes longer.
+        assert statistics.median(took) < BACK + SLACK
         await pool.close()
 
 
@@ -89,11 +100,10 @@ async def test_while_it_is_known_to_be_away_nobody_waits(tmp_path: Path) -> None
             return pool.down is not None
 
         await until(down)
-        started = time.monotonic()
         for _ in range(100):
+            # It is told without a turn of the loop.
             with pytest.raises(Unavailable):
-                await pool.fetch("SELECT 1")
-        assert time.monotonic() - started < 0.5
+                pool.fetch("SELECT 1").send(None)
         await pool.close()
 
 
@@ -103,10 +113,10 @@ async def test_a_pool_closes_in_time_before_a_frozen_server(tmp_path: Path) -> N
         running = [asyncio.create_task(pool.fetch("SELECT pg_sleep(30)")) for _ in range(3)]
         await asyncio.sleep(0.1)
         server.freeze()
-        started = time.monotonic()
+        started = own_time()
         async with watch_lag() as lag:
             await pool.close()
-        assert time.monotonic() - started < DEADLINE + 1.5 + SLACK
+        assert own_time() - started < DEADLINE + 1.5 + SLACK
         assert lag.p99 < LAG
         for task in running:
             with pytest.raises(Timeout):
@@ -129,24 +139,29 @@ async def test_nothing_that_was_given_up_is_done_after_the_server_goes_on(tmp_pa
 
 async def test_a_slow_server_is_slow_for_those_who_ask_it_only(tmp_path: Path) -> None:
     async with postgres(tmp_path) as server:
-        pool = await open_pool(server)
-        async with watch_lag() as lag:
-            slow = [asyncio.create_task(pool.fetch("SELECT pg_sleep(0.9)")) for _ in range(2)]
-            await asyncio.sleep(0.05)
-            started = time.monotonic()
-            for _ in range(50):
-                await pool.fetch("SELECT 1")
-            assert time.monotonic() - started < 0.5
-            await asyncio.gather(*slow)
-        assert lag.p99 < LAG
+        pool = await Pool.open(server.url, 3, name=NAME, deadline=PATIENCE, statement_timeout=PATIENCE)
+        await pool.fetch("CREATE TABLE enough (a int)")
+        slow = [asyncio.create_task(pool.fetch(UNTIL_ENOUGH)) for _ in range(2)]
+        await asyncio.sleep(0)
+        assert pool.free == 1
+        for _ in range(50):
+            await pool.fetch("SELECT 1")
+        assert not any(task.done() for task in slow)
+        await pool.fetch("INSERT INTO enough VALUES (1)")
+        await asyncio.gather(*slow)
         await pool.close()
 
 
 async def test_a_full_server_is_unavailable_for_new_sessions_only(tmp_path: Path) -> None:
     conf = {"max_connections": "6", "superuser_reserved_connections": "0", "max_wal_senders": "0"}
     async with postgres(tmp_path, **conf) as server:
-        pool = await open_pool(server, 5)
+        pool = await open_pool(server, 6)
+
+        async def taken() -> bool:
+            return pool.size == 6
+
+        await until(taken)
         with pytest.raises(Unavailable, match="too many clients"):
-            await open_pool(server, 2)
+            await open_pool(server, 1)
         assert await pool.fetch("SELECT 1") == [(1,)]
         await pool.close()

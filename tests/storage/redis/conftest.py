@@ -1,31 +1,38 @@
-"""What the tests of Redis share: clients, waiting for a condition, the lag of the loop."""
+"""What the tests of Redis share: clients, waiting for a condition."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack
 
 import pytest
 
 from storage.redis.client import RedisClient
 from storage.redis.url import parse_url
-
-# So long something may take that is bound to happen.
-PATIENCE = 20.0
+from tests.running import PATIENCE
 
 Connect = Callable[..., Awaitable[RedisClient]]
 
 
 @pytest.fixture
 async def connect() -> AsyncIterator[Connect]:
-    """Makes clients, closed at the end."""
+    """Makes clients, closed at the end: connected ones, or as they are after so much patience."""
     async with AsyncExitStack() as stack:
 
-        async def make(url: str, patience: float = 5.0) -> RedisClient:
-            client = await RedisClient.open(parse_url(url), "tidegate-test", patience)
+        async def make(url: str, patience: float | None = None) -> RedisClient:
+            client = await RedisClient.open(parse_url(url), "tidegate-test", patience or PATIENCE)
             stack.push_async_callback(client.close)
+            if patience is None:
+                await until(lambda: client.healthy, "connected")
             return client
 
         yield make
+
+
+@pytest.fixture
+def never_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Redis is not given up, however long it is silent: for what is promised only while it is there."""
+    monkeypatch.setattr("storage.redis.connection.LOOK", PATIENCE)
+    monkeypatch.setattr("auth.shared_limits.LOOKS_MAX", 1_000_000)
 
 
 async def until(condition: Callable[[], object], what: str = "") -> None:
@@ -35,34 +42,3 @@ async def until(condition: Callable[[], object], what: str = "") -> None:
     while not condition():
         assert loop.time() < end, f"never came true: {what}"
         await asyncio.sleep(0.005)
-
-
-class Lag:
-    """How late the loop was, in seconds."""
-
-    def __init__(self) -> None:
-        self.times: list[float] = []
-
-    @property
-    def p99(self) -> float:
-        """What 99 of 100 looks did not exceed."""
-        return sorted(self.times)[int(len(self.times) * 0.99)]
-
-
-@asynccontextmanager
-async def watched(every: float = 0.005) -> AsyncIterator[Lag]:
-    """Measures the lag of the loop meanwhile."""
-    loop, lag = asyncio.get_running_loop(), Lag()
-
-    async def look() -> None:
-        while True:
-            due = loop.time() + every
-            await asyncio.sleep(every)
-            lag.times.append(max(0.0, loop.time() - due))
-
-    task = asyncio.create_task(look())
-    try:
-        yield lag
-    finally:
-        task.cancel()
-        await asyncio.wait((task,))

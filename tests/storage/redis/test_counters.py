@@ -3,6 +3,7 @@
 import asyncio
 import math
 import random
+import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -17,20 +18,37 @@ from storage.redis.client import RedisClient
 from storage.redis.counters import KEYS, RedisCounters
 from storage.redis.url import parse_url
 from tests.servers.redis import RedisCluster, redis, redis_cluster
-from tests.storage.redis.conftest import Connect, until, watched
+from tests.storage.redis.conftest import Connect, until
+from tests.storage.watching import watch_lag
+
+
+class Bucket:
+    """What a bucket holds: it drains from one settlement to the next, and when Redis settles is not known."""
+
+    def __init__(self) -> None:
+        self._least = self._most = 0.0
+        self._asked = self._answered = time.monotonic()
+
+    async def settle(self, counters: RedisCounters, seconds: float, *others: Spent) -> list[float]:
+        """Spend; its fill must be what is left and this. The fills of the others."""
+        asked = time.monotonic()
+        fill, *rest = await counters.settle([Spent("requests", "a", seconds), *others])
+        answered = time.monotonic()
+        self._least = max(0.0, self._least - (answered - self._asked)) + seconds
+        self._most = max(0.0, self._most - (asked - self._answered)) + seconds
+        self._asked, self._answered = asked, answered
+        assert self._least - 0.001 <= fill <= self._most + 0.001
+        return rest
 
 
 async def test_fills_add_up_and_drain_by_the_clock_of_redis(connect: Connect, redis_url: str) -> None:
     one, two = [RedisCounters(await connect(redis_url), "t") for _ in range(2)]
-    assert await one.settle([Spent("requests", "a", 2.5)]) == pytest.approx([2.5], abs=0.001)
-    fills = await two.settle(
-        [Spent("requests", "a", 1.0), Spent("points", "a", 7.0), Spent("requests", "b", 0.0)]
-    )
-    assert fills == pytest.approx([3.5, 7.0, 0.0], abs=0.2)
-    before = asyncio.get_running_loop().time()
+    bucket = Bucket()
+    await bucket.settle(one, 2.5)
+    others = await bucket.settle(two, 1.0, Spent("points", "a", 7.0), Spent("requests", "b", 0.0))
+    assert others == pytest.approx([7.0, 0.0], abs=0.001)
     await asyncio.sleep(0.2)
-    (fill,) = await two.settle([Spent("requests", "a", 0.0)])
-    assert fill == pytest.approx(3.5 - (asyncio.get_running_loop().time() - before), abs=0.1)
+    await bucket.settle(two, 0.0)
 
 
 async def test_a_debt_ends_where_it_should(connect: Connect, redis_url: str) -> None:
@@ -44,17 +62,20 @@ async def test_a_debt_ends_where_it_should(connect: Connect, redis_url: str) -> 
 async def test_an_empty_bucket_leaves_nothing_behind(connect: Connect, redis_url: str) -> None:
     client = await connect(redis_url)
     counters = RedisCounters(client, "t")
+    started = time.monotonic()
     await counters.settle([Spent("requests", "a", 0.05)])
     ttl = await client.call(b"k", b"PTTL", b"t:limit:requests:a")
-    assert 500 < ttl <= 1100
+    # -1: it has no end; -2: it is gone.
+    assert ttl != -1
+    assert ttl <= 1100
+    assert ttl > 500 or time.monotonic() - started > 0.5
 
 
 async def test_very_small_units_are_not_lost(connect: Connect, redis_url: str) -> None:
-    counters = RedisCounters(await connect(redis_url), "t")
+    counters, bucket = RedisCounters(await connect(redis_url), "t"), Bucket()
     interval = 60 / 1_000_000_000
     for _ in range(100):
-        (fill,) = await counters.settle([Spent("requests", "a", 1e8 * interval)])
-    assert fill == pytest.approx(600, abs=2)
+        await bucket.settle(counters, 1e8 * interval)
 
 
 async def test_many_keys_and_strange_ones_are_settled_each(connect: Connect, redis_url: str) -> None:
@@ -62,18 +83,17 @@ async def test_many_keys_and_strange_ones_are_settled_each(connect: Connect, red
     spent = [
         Spent("requests", f"key {number} {{x}} ü \udc80", float(number)) for number in range(3 * KEYS + 1)
     ]
-    assert await counters.settle(spent) == pytest.approx([one.seconds for one in spent], abs=0.2)
+    assert await counters.settle(spent) == pytest.approx([one.seconds for one in spent], abs=0.001)
 
 
 async def test_a_redis_that_has_lost_its_scripts_is_told_them_again(connect: Connect, redis_url: str) -> None:
     client = await connect(redis_url)
-    counters = RedisCounters(client, "t")
+    counters, bucket = RedisCounters(client, "t"), Bucket()
     for _ in range(2):
-        await counters.settle([Spent("requests", "a", 1.0)])
+        await bucket.settle(counters, 1.0)
         await counters.settle([])
         await client.call(b"k", b"SCRIPT", b"FLUSH")
-    (fill,) = await counters.settle([Spent("requests", "a", 1.0)])
-    assert fill == pytest.approx(3.0, abs=0.2)
+    await bucket.settle(counters, 1.0)
 
 
 async def test_processes_are_counted_while_they_beat(connect: Connect, redis_url: str) -> None:
@@ -97,8 +117,9 @@ async def test_in_a_cluster_keys_of_all_nodes_are_settled(
 ) -> None:
     counters = RedisCounters(await connect(redis_cluster_server.url), "t")
     await redis_cluster_server.clear()
-    spent = [Spent("requests", str(number), 1.0 + number) for number in range(500)]
-    assert await counters.settle(spent) == pytest.approx([one.seconds for one in spent], abs=0.2)
+    # None of them is empty, and gone, before they are counted.
+    spent = [Spent("requests", str(number), 60.0 + number) for number in range(500)]
+    assert await counters.settle(spent) == pytest.approx([one.seconds for one in spent], abs=0.001)
     await counters.settle([])
     sizes = [await node.command("DBSIZE") for node in redis_cluster_server.nodes]
     assert sum(sizes) == 501
@@ -115,20 +136,24 @@ class Processes:
         self.limiters = limiters
         self.settlements = settlements
         self.admitted: list[float] = []
-        self._loop = asyncio.get_running_loop()
 
     def take(self, which: int, key: str = "a") -> bool:
         try:
             self.limiters[which].take(key)
         except LimitExceeded:
             return False
-        self.admitted.append(self._loop.time())
+        self.admitted.append(time.monotonic())
         return True
 
-    def most(self, window: float) -> int:
+    def most(self, window: float, since: float = 0.0) -> int:
         """What the fullest window admitted."""
-        times = self.admitted
-        return max(sum(start <= time <= start + window for time in times) for start in times)
+        times = [when for when in self.admitted if when >= since]
+        return max(sum(start <= when <= start + window for when in times) for start in times)
+
+    async def settled(self, which: int, known: int) -> int:
+        """Wait until one has settled more than is known; how much."""
+        await until(lambda: self.settlements[which].settled > known)
+        return self.settlements[which].settled
 
     async def healthy(self, *, healthy: bool) -> None:
         await until(lambda: all(one.healthy is healthy for one in self.settlements), f"healthy {healthy}")
@@ -168,6 +193,7 @@ async def hammer(found: Processes, seconds: float, seed: int) -> None:
         await asyncio.sleep(chance.choice((0, 0.001, 0.01)))
 
 
+@pytest.mark.usefixtures("never_lost")
 async def test_a_limit_of_100_over_4_processes_holds_with_the_stated_slack(
     redis_url: str, long: bool
 ) -> None:
@@ -177,26 +203,35 @@ async def test_a_limit_of_100_over_4_processes_holds_with_the_stated_slack(
     async with processes(redis_url, policy) as found:
         await hammer(found, policy.window * 2.5, seed)
     assert found.most(policy.window) <= policy.limit + slack(policy, 4), f"seed {seed}"
-    assert len(found.admitted) >= policy.limit * 2, f"seed {seed}"
+    # While Redis is silent a lease is all there is.
+    assert len(found.admitted) >= policy.limit * 1.5, f"seed {seed}"
 
 
+@pytest.mark.usefixtures("never_lost")
 async def test_a_client_of_one_process_has_the_whole_limit(redis_url: str) -> None:
     policy = Policy("requests", 600, window=6)
     async with processes(redis_url, policy) as found:
         loop = asyncio.get_running_loop()
-        end, refused = loop.time() + 4, 0
+        # So many are settled before they are a whole lease, however slow Redis is.
+        third = math.ceil(2 * policy.burst / 4) // 3
+        end, refused, settled = loop.time() + 4, 0, 0
         while loop.time() < end:
-            refused += not found.take(2)
-            # A little less than the rate.
-            await asyncio.sleep(policy.interval * 1.1)
+            for _ in range(third):
+                refused += not found.take(2)
+                # A little less than the rate.
+                await asyncio.sleep(policy.interval * 1.1)
+            settled = await found.settled(2, settled)
         assert refused == 0
+        await until(lambda: not found.limiters[2]._spent)
         await asyncio.sleep(policy.depth)
         # A burst, one request after the other.
-        burst = 0
-        for _ in range(policy.burst):
-            burst += found.take(2)
-            await asyncio.sleep(0.002)
-        assert burst == policy.burst
+        burst, settled = 0, found.settlements[2].settled
+        while burst < policy.burst:
+            for _ in range(third):
+                assert found.take(2), burst
+                burst += 1
+                await asyncio.sleep(0.002)
+            settled = await found.settled(2, settled)
 
 
 @pytest.mark.parametrize("fault", ["kill", "freeze"])
@@ -211,22 +246,25 @@ async def test_with_redis_away_each_admits_its_share_and_all_together_again_when
             await server.kill()
         else:
             server.freeze()
-        async with watched() as lag:
-            await asyncio.gather(hammer(found, 5, seed), found.healthy(healthy=False))
+        async with watch_lag() as lag:
+            hammering = asyncio.create_task(hammer(found, 8, seed))
+            await found.healthy(healthy=False)
+            parted = time.monotonic()
+            await hammering
         assert lag.p99 < 0.05
-        await hammer(found, 3, seed)
-        alone = [time for time in found.admitted if time > found.admitted[-1] - 2]
         # Everybody has his share, and no more.
-        assert len(alone) == pytest.approx(policy.limit * 2 / 3, abs=12), f"seed {seed}"
+        alone = found.most(2, since=parted)
+        assert alone == pytest.approx(policy.limit * 2 / 3, abs=12), f"seed {seed}"
         if fault == "kill":
             await server.start()
         else:
             server.thaw()
         await asyncio.gather(hammer(found, 3, seed), found.healthy(healthy=True))
         await hammer(found, 3, seed)
-    # Twice: it went, and it came back.
+    # Twice each time: it went, and it came back.
     once_more = policy.burst + 4 * (math.ceil(2 * policy.burst / 4) + 1)
-    assert found.most(policy.window) <= policy.limit + slack(policy, 4) + 2 * once_more, f"seed {seed}"
+    turns = 2 * max(one.lost for one in found.settlements)
+    assert found.most(policy.window) <= policy.limit + slack(policy, 4) + turns * once_more, f"seed {seed}"
 
 
 async def test_a_part_of_a_cluster_is_not_enough_to_share_limits(tmp_path: Path) -> None:

@@ -1,0 +1,51 @@
+"""Time without that of others: what the machine takes away while a test measures is not the gate's fault."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+SCHEDULED = Path("/proc/thread-self/schedstat")
+
+
+def own_time() -> float:
+    """A monotonic clock that stands still while this thread is ready to run, but others have the cores."""
+    return time.monotonic() - int(SCHEDULED.read_text().split()[1]) / 1e9
+
+
+def percentile_99(samples: list[float]) -> float:
+    """What 99 of 100 samples do not exceed."""
+    return sorted(samples)[int(len(samples) * 0.99)]
+
+
+class Lag:
+    """How late the event loop was by its own fault, in seconds."""
+
+    def __init__(self) -> None:
+        self.samples: list[float] = []
+
+    @property
+    def p99(self) -> float:
+        """The 99th percentile."""
+        return percentile_99(self.samples)
+
+
+@asynccontextmanager
+async def watch_lag() -> AsyncIterator[Lag]:
+    """Measure the lag while the block runs."""
+    lag = Lag()
+    every = 0.005
+
+    async def sample() -> None:
+        while True:
+            started = own_time()
+            await asyncio.sleep(every)
+            lag.samples.append(own_time() - started - every)
+
+    task = asyncio.create_task(sample())
+    try:
+        yield lag
+    finally:
+        task.cancel()
+        await asyncio.wait((task,))
