@@ -66,23 +66,27 @@ async def test_who_stops_reading_is_told_so_and_resumes_exactly_while_all_others
         for connection in late + lost:
             connection.pause()
 
-        queued = 0.0
+        idle = len(slow + deaf)
+        dropped, told, queued = 'tidegate_stream_dropped_total{policy="disconnect"}', False, 0.0
         for number in range(1, BATCHES):
             await gates.write(batch(number))
             # At the speed of those who read: the promise is for them.
             await until(lambda: all(trace.record[-1].value == number for _, trace in full))  # noqa: B023
             queued = max(queued, await figure(gate, "tidegate_stream_queue_bytes"))
             most = max(most, memory(gate))
-        idle = len(slow + deaf)
+            if not told and await figure(gate, dropped) == idle:
+                # Those who read on in time are told; the others are cut off a while later.
+                for connection in late:
+                    connection.resume()
+                await asyncio.gather(*(connection.closed for connection in late))
+                told = True
         print(f"{(most - before) >> 20} MiB more, {int(queued) >> 10} KiB in queues")
-        assert await figure(gate, 'tidegate_stream_dropped_total{policy="disconnect"}') == idle
+        assert told
+        assert await figure(gate, dropped) == idle
         assert queued <= idle * (QUEUE + 2 * BATCH)
         assert most - before <= idle * (QUEUE + 2 * BATCH) + WINDOW + SLACK
 
-        # Those who read on in time are told; the others are cut off, and nothing is kept for them any more.
-        for connection in late:
-            connection.resume()
-        await asyncio.gather(*(connection.closed for connection in late))
+        # Nothing is kept for them any more.
         assert [trace.codes for wire, trace in slow if wire != "sse"] == [[4408], [4408]]
         for transport, wires in (("websocket", ("json", "msgpack")), ("sse", ("sse",))):
             there = sum(wire in wires for wire, _ in full + good)

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.raw import Raw, request, until
-from tests.running import Running, run_gate
+from tests.running import PATIENCE, Running, run_gate
+from tests.watching import own_time
 
 CLIENTS = 1000
 PATH = "/v1/devices/d/readings"
@@ -30,16 +31,15 @@ def beginnings(token: str) -> dict[str, bytes]:
 
 @contextlib.asynccontextmanager
 async def good_client(gate: Running) -> AsyncIterator[list[float]]:
-    """Writes all the time; gives the seconds that each answer took."""
+    """Writes all the time; gives the seconds that each answer took, less those that the machine took."""
     took: list[float] = []
-    loop = asyncio.get_running_loop()
 
     async def write() -> None:
         while True:
-            begun = loop.time()
+            begun = own_time()
             answer = await gate.write("good", {"metric": "m", "value": 1})
             assert answer.status == 200
-            took.append(loop.time() - begun)
+            took.append(own_time() - begun)
             await asyncio.sleep(0.02)
 
     task = asyncio.create_task(write())
@@ -56,13 +56,15 @@ async def besiege(gate: Running, begun: bytes, within: float) -> None:
     await gate.write("good", {"metric": "m", "value": 1})
     files, tasks = len(os.listdir("/proc/self/fd")), len(asyncio.all_tasks())
     async with good_client(gate) as took:
-        start = loop.time()
+        start, accepted = loop.time(), gate.gate.server.accepted
         slow: list[Raw] = []
         for _ in range(CLIENTS // 100):
-            slow += await asyncio.gather(*(Raw.open(gate.port) for _ in range(100)))
-        for client in slow:
-            client.writer.write(begun)
-        await until(lambda: gate.gate.server.open >= CLIENTS)
+            some = await asyncio.gather(*(Raw.open(gate.port) for _ in range(100)))
+            for client in some:
+                client.writer.write(begun)
+            slow += some
+        # On a busy machine the first are gone before the last have come.
+        await until(lambda: gate.gate.server.accepted >= accepted + CLIENTS)
         await until(lambda: gate.gate.server.open <= 1, within=within)
         assert loop.time() - start < within
         for client in slow:
@@ -79,7 +81,7 @@ async def besiege(gate: Running, begun: bytes, within: float) -> None:
 @pytest.mark.parametrize("kind", ["nothing", "half a head", "half a body", "half a second request"])
 async def test_a_thousand_slow_clients_are_gone_and_good_ones_are_answered(tmp_path: Path, kind: str) -> None:
     async with run_gate(tmp_path / "data", HEADER_TIMEOUT="1s", BODY_TIMEOUT="1s") as gate:
-        await besiege(gate, beginnings(gate.token())[kind], within=10)
+        await besiege(gate, beginnings(gate.token())[kind], within=PATIENCE)
 
 
 async def test_with_the_default_deadlines_they_are_gone_within_15_seconds(gate: Running, long: bool) -> None:

@@ -34,7 +34,8 @@ async def run(*command: str, env: dict[str, str], cwd: Path = ROOT) -> Ran:
         *command, cwd=cwd, env=env, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
     )
     try:
-        async with asyncio.timeout(PATIENCE):
+        # A process that starts on a busy machine takes its time.
+        async with asyncio.timeout(3 * PATIENCE):
             out, err = await process.communicate()
     finally:
         if process.returncode is None:

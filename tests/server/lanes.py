@@ -3,10 +3,13 @@
 import asyncio
 import re
 import shutil
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, cast
+
+import pytest
 
 from server.protocol import GateProtocol
 from tests.running import PATIENCE, Running, run_gate
@@ -32,6 +35,25 @@ async def figure(gate: Running, name: str) -> float:
         if line.startswith(name + " "):
             return float(line.rpartition(" ")[2])
     raise LookupError(name)
+
+
+class Clock:
+    """The time of gates: the real one, and an offset in seconds that the test moves."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.offset = 0
+        self._real = time.time_ns
+        monkeypatch.setattr(time, "time_ns", self.nanoseconds)
+
+    def nanoseconds(self) -> int:
+        return self._real() + self.offset * 1_000_000_000
+
+    def seconds(self) -> float:
+        return time.time() + self.offset
+
+    def follow(self, gate: Running) -> None:
+        """Let the tokens of a gate live by this clock."""
+        gate.gate.verifier._clock = self.seconds
 
 
 class FakeTransport(asyncio.Transport):

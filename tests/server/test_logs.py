@@ -48,7 +48,9 @@ Start = Callable[..., Capture]
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Iterator[Start]:
+def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
+    # Everything must have been written before it is looked at.
+    monkeypatch.setattr(logs, "CLOSE_TIMEOUT", PATIENCE)
     with ExitStack() as stack:
 
         def started(level: str = "info", *, access_log: bool = False) -> Capture:
@@ -256,14 +258,15 @@ def test_the_event_loop_never_waits_for_a_pipe_that_nobody_reads() -> None:
         assert handle.dropped >= 499 + 500
 
 
-def test_a_reader_that_comes_late_gets_whole_lines_in_order() -> None:
+def test_a_reader_that_comes_late_gets_whole_lines_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logs, "CLOSE_TIMEOUT", PATIENCE)
     chunks: list[bytes] = []
     with stalled_pipe(access_log=True) as (reader, handle):
         assert handle.access is not None
         for number in range(100):
             LOGGER.info("x" * 2000, extra={"number": number})
             handle.access.record(f"{number}", "127.0.0.1", "", "GET", "/" + "y" * 2000, 200, 2, 0.001)
-        drain = threading.Thread(target=read_until_quiet, args=(reader, chunks))
+        drain = threading.Thread(target=read_lines, args=(reader, 200, chunks))
         drain.start()
         handle.close()
         drain.join()
@@ -273,8 +276,9 @@ def test_a_reader_that_comes_late_gets_whole_lines_in_order() -> None:
     assert [line["request_id"] for line in lines if "path" in line] == [str(n) for n in range(100)]
 
 
-def read_until_quiet(reader: int, chunks: list[bytes]) -> None:
-    while select.select((reader,), (), (), 1.0)[0]:
+def read_lines(reader: int, count: int, chunks: list[bytes]) -> None:
+    """Read so many lines that are not empty, or as many as come."""
+    while b"".join(chunks).count(b"}\n") < count and select.select((reader,), (), (), PATIENCE)[0]:
         chunks.append(os.read(reader, 65_536))
 
 

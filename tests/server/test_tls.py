@@ -15,7 +15,7 @@ from server.settings import SettingsError, load
 from server.sockets import tls
 from tests.certificates import certificate
 from tests.raw import Raw, request, until
-from tests.running import run_gate, run_process
+from tests.running import PATIENCE, run_gate, run_process
 from tests.server.commands import tidegate
 from tests.server.crowd import run_crowd
 
@@ -118,14 +118,17 @@ async def test_a_slot_without_a_worker_says_so_over_tls(tmp_path: Path, postgres
 
 async def test_a_handshake_that_does_not_end_is_cut_off(tmp_path: Path) -> None:
     cert, key = certificate(tmp_path)
-    async with run_gate(tmp_path / "data", HEADER_TIMEOUT="1s", **settings(cert, key)) as gate:
-        for said in (b"", b"\x16\x03\x01", b"GET / HTTP/1.1\r\n\r\n"):
+    async with run_gate(tmp_path / "data", HEADER_TIMEOUT="3s", **settings(cert, key)) as gate:
+
+        async def cut_off(said: bytes) -> None:
             reader, writer = await asyncio.open_connection("127.0.0.1", gate.port)
             writer.write(said)
-            async with asyncio.timeout(5):
-                with contextlib.suppress(ConnectionError):
-                    await reader.read()
+            with contextlib.suppress(ConnectionError):
+                await reader.read()
             writer.close()
+
+        async with asyncio.timeout(PATIENCE):
+            await asyncio.gather(*map(cut_off, (b"", b"\x16\x03\x01", b"GET / HTTP/1.1\r\n\r\n")))
         assert await livez(gate.port, cert) == 200
         await until(lambda: not gate.gate.server._expected)
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from server.serving import EXIT_WITHIN
+from server.settings import load
 from server.slots import END_WITHIN
 from tests.handlers.sockets import connect
 from tests.raw import Raw, request
@@ -45,7 +47,7 @@ async def test_all_workers_answer_on_one_port_and_the_log_says_who(tmp_path: Pat
                 assert (await connection.ask(request("GET", "/livez"))).status == 200
         pids = {slot: pid for slot, (pid,) in crowd.workers().items()}
         assert sorted(pids) == [0, 1]
-        assert await ended(crowd) < 3
+        assert await ended(crowd) < crowd.gate.settings.shutdown_timeout
         lines = crowd.lines()
         served = Counter(line["worker"] for line in lines if line["logger"] == "tidegate.access")
         # The kernel spreads them by a hash: of 200 each gets at least 60 in all but one of a billion runs.
@@ -113,19 +115,20 @@ async def test_rolling_restarts_under_load_fail_no_request(
     rounds = 100 if long else 5
     async with run_crowd(tmp_path, postgres_url) as crowd:
         before = crowd.pids()
-        async with Load(crowd) as load:
+        async with Load(crowd) as clients:
             for number in range(1, rounds + 1):
                 await renewed(crowd, number)
-        assert load.failures == []
-        assert set(load.statuses) <= {200, 404}, load.statuses
-        assert load.statuses[200] > 100 * rounds
+        assert clients.failures == []
+        assert set(clients.statuses) <= {200, 404}, clients.statuses
+        assert clients.statuses[200] > 100 * rounds
         assert not set(before) & set(crowd.pids())
         # Who is busy is told that the answer is the last one of the connection.
-        assert load.count("last") >= rounds
+        assert clients.count("last") >= rounds
         # To be reset is for those who are idle; a client that asks all the time is hardly ever.
-        assert load.count("again") <= rounds, load.count("again")
+        assert clients.count("again") <= rounds, clients.count("again")
         assert '"level":"error"' not in crowd.text()
-        print(f"{load.statuses} answers, {load.count('last')} last ones, {load.count('again')} asked again")
+        counts = ", ".join(f"{clients.count(name)} {name}" for name in ("last", "again", "late"))
+        print(f"{clients.statuses} answers; {counts}")
 
 
 async def test_new_workers_have_the_keys_that_are_there_now(tmp_path: Path, postgres_url: str) -> None:
@@ -148,7 +151,7 @@ async def test_a_successor_that_does_not_start_leaves_the_worker_before_in_place
     async with run_crowd(tmp_path, postgres_url) as crowd:
         before, secret = crowd.workers(), tmp_path / "data" / "jwt.secret"
         good = secret.read_text()
-        async with Load(crowd) as load:
+        async with Load(crowd) as clients:
             secret.write_text("short")
             crowd.gate.signal(signal.SIGHUP)
             await crowd.logged("a successor did not start; the workers before serve on")
@@ -156,8 +159,8 @@ async def test_a_successor_that_does_not_start_leaves_the_worker_before_in_place
             secret.write_text(good)
             await renewed(crowd)
             assert not set(crowd.pids()) & {pid for (pid,) in before.values()}
-        assert load.failures == []
-        assert set(load.statuses) <= {200, 404}, load.statuses
+        assert clients.failures == []
+        assert set(clients.statuses) <= {200, 404}, clients.statuses
 
 
 async def test_streams_of_a_worker_that_is_renewed_end_with_a_position(
@@ -211,12 +214,15 @@ async def test_all_workers_finish_what_they_have_accepted(
 async def test_a_body_that_never_ends_holds_the_end_up_for_no_longer_than_allowed(
     tmp_path: Path, postgres_url: str
 ) -> None:
-    assert END_WITHIN < 10
-    async with run_crowd(tmp_path, postgres_url) as crowd, await Raw.open(crowd.port) as connection:
+    assert load({}).shutdown_timeout < END_WITHIN < EXIT_WITHIN < 10
+    async with (
+        run_crowd(tmp_path, postgres_url, SHUTDOWN_TIMEOUT="4s") as crowd,
+        await Raw.open(crowd.port) as connection,
+    ):
         lines = ("Content-Length: 100",)
         path = "/v1/devices/d/readings"
         await connection.send(request("POST", path, token=crowd.gate.token(), headers=lines))
-        assert 7 < await ended(crowd) < 10
+        assert 3.5 < await ended(crowd) < 10
 
 
 async def test_the_end_comes_also_in_the_middle_of_a_rolling_restart(

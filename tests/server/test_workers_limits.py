@@ -33,13 +33,20 @@ async def admitted(crowd: Crowd, requests: int) -> tuple[int, float]:
     return statuses[200], asyncio.get_running_loop().time() - begun
 
 
+async def extra(crowd: Crowd) -> float:
+    """What may be admitted besides because the parent was silent for a while: none on a quiet machine."""
+    lost = (await crowd.figures())["tidegate_limits_lost_total"]
+    return 2 * lost * (BURST + LEASES + WORKERS)
+
+
 async def test_a_limit_holds_over_all_workers_also_when_they_are_replaced(
     tmp_path: Path, postgres_url: str
 ) -> None:
     async with run_crowd(tmp_path, postgres_url, WORKERS, RATE_LIMIT=str(LIMIT)) as crowd:
         count, seconds = await admitted(crowd, 1000)
         most = BURST + LEASES + WORKERS + LIMIT / 60 * seconds
-        assert BURST <= count <= most, (count, most)
+        more = await extra(crowd)
+        assert BURST <= count <= most + more, (count, most, more)
         # Each for itself they would have admitted their bursts.
         assert WORKERS * (BURST + LIMIT / 60 * seconds) > most
         killed = crowd.pids()[0]
@@ -47,6 +54,7 @@ async def test_a_limit_holds_over_all_workers_also_when_they_are_replaced(
         begun = asyncio.get_running_loop().time()
         await crowd.replaced([killed], WORKERS)
         # The new one knows what was spent before it was there: only time brings more.
-        more, _ = await admitted(crowd, 200)
+        count, _ = await admitted(crowd, 200)
         waited = asyncio.get_running_loop().time() - begun
-        assert more <= BURST + LEASES + WORKERS + LIMIT / 60 * waited, (more, waited)
+        most = BURST + LEASES + WORKERS + LIMIT / 60 * waited + await extra(crowd)
+        assert count <= most, (count, most, waited)

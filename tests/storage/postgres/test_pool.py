@@ -14,7 +14,7 @@ from tests.running import PATIENCE
 from tests.servers.postgres import PostgresServer
 from tests.servers.programs import free_port
 from tests.storage.postgres.watching import ended_by, give_up, none_runs, sessions, until
-from tests.storage.watching import watch_lag
+from tests.watching import watch_lag
 
 NAME = "tidegate-test"
 STATEMENT_TIMEOUT = "canceling statement due to statement timeout"

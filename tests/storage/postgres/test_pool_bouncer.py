@@ -13,7 +13,7 @@ from tests.running import PATIENCE
 from tests.servers.pgbouncer import Pgbouncer, pgbouncer
 from tests.servers.postgres import PostgresServer
 from tests.storage.postgres.watching import load, until
-from tests.storage.watching import watch_lag
+from tests.watching import watch_lag
 
 pytestmark = pytest.mark.system
 

@@ -12,7 +12,7 @@ from storage.postgres.pool import Pool
 from tests.running import PATIENCE
 from tests.servers.postgres import USER, PostgresServer, postgres, replica
 from tests.storage.postgres.watching import until
-from tests.storage.watching import own_time, watch_lag
+from tests.watching import own_time, watch_lag
 
 Pair = tuple[PostgresServer, PostgresServer]
 

@@ -14,7 +14,7 @@ from storage.postgres.pool import Pool
 from tests.running import PATIENCE
 from tests.servers.postgres import PostgresServer, postgres
 from tests.storage.postgres.watching import in_time, load, until
-from tests.storage.watching import own_time, watch_lag
+from tests.watching import own_time, watch_lag
 
 NAME = "tidegate-test"
 # What is promised, in seconds; a busy machine adds to it.
@@ -164,4 +164,22 @@ async def test_a_full_server_is_unavailable_for_new_sessions_only(tmp_path: Path
         with pytest.raises(Unavailable, match="too many clients"):
             await open_pool(server, 1)
         assert await pool.fetch("SELECT 1") == [(1,)]
+        await pool.close()
+
+
+async def test_a_pool_opens_with_one_session_and_gets_the_others_as_soon_as_they_can_be_had(
+    tmp_path: Path,
+) -> None:
+    conf = {"max_connections": "4", "superuser_reserved_connections": "0", "max_wal_senders": "0"}
+    async with postgres(tmp_path, **conf) as server:
+        others = await Pool.open(server.url, 3)
+        pool = await open_pool(server, 2)
+        assert await pool.fetch("SELECT 1") == [(1,)]
+        assert pool.size == 1
+        await others.close()
+
+        async def whole() -> bool:
+            return pool.size == 2
+
+        await until(whole)
         await pool.close()

@@ -18,7 +18,7 @@ from storage.postgres.pool import Pool
 from tests.servers.postgres import USER, PostgresServer, postgres
 from tests.servers.programs import directory, hand_over
 from tests.storage.postgres.watching import give_up, in_time, load, until
-from tests.storage.watching import watch_lag
+from tests.watching import watch_lag
 
 NAME = "tidegate-test"
 

@@ -17,8 +17,8 @@ from tests.running import PATIENCE
 from tests.servers.postgres import PostgresServer, postgres
 from tests.storage.contract.stores import PostgresStore, opened
 from tests.storage.postgres.tap import Fault, Tap, tap
-from tests.storage.watching import own_time
 from tests.storage.writes import numbers, write
+from tests.watching import own_time
 
 _SECOND_SESSION = "SELECT 1 FROM pg_stat_activity WHERE application_name = 'tidegate-commit' OFFSET 1"
 

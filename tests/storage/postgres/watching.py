@@ -13,7 +13,7 @@ from storage.errors import StorageError
 from storage.postgres.pool import Pool
 from tests.running import PATIENCE
 from tests.servers.postgres import PostgresServer
-from tests.storage.watching import own_time
+from tests.watching import own_time
 
 
 async def until(condition: Callable[[], Awaitable[bool]], within: float = PATIENCE) -> float:

@@ -16,7 +16,7 @@ from storage.redis.url import parse_url
 from tests.running import PATIENCE
 from tests.servers.redis import RedisCluster, redis, redis_cluster, redis_sentinel
 from tests.storage.redis.conftest import until
-from tests.storage.watching import own_time, percentile_99, watch_lag
+from tests.watching import own_time, percentile_99, watch_lag
 
 CHANNEL = b"tidegate-test:messages"
 

@@ -21,7 +21,7 @@ from tests.running import PATIENCE
 from tests.servers.programs import directory, free_port, hand_over
 from tests.servers.redis import RedisCluster, redis, redis_cluster, redis_sentinel
 from tests.storage.redis.conftest import Connect, until
-from tests.storage.watching import own_time, watch_lag
+from tests.watching import own_time, watch_lag
 
 
 async def works(client: RedisClient, key: bytes = b"k") -> bool:

@@ -19,7 +19,7 @@ from storage.redis.counters import KEYS, RedisCounters
 from storage.redis.url import parse_url
 from tests.servers.redis import RedisCluster, redis, redis_cluster
 from tests.storage.redis.conftest import Connect, until
-from tests.storage.watching import watch_lag
+from tests.watching import watch_lag
 
 
 class Bucket:

@@ -13,7 +13,7 @@ from storage.second_level import Kept
 from tests.running import PATIENCE
 from tests.servers.redis import RedisCluster, redis
 from tests.storage.redis.conftest import Connect, until
-from tests.storage.watching import own_time
+from tests.watching import own_time
 
 KEPT = Kept(
     "epoch",

@@ -6,12 +6,25 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-SCHEDULED = Path("/proc/thread-self/schedstat")
+_THREAD = Path("/proc/thread-self")
 
 
-def own_time() -> float:
-    """A monotonic clock that stands still while this thread is ready to run, but others have the cores."""
-    return time.monotonic() - int(SCHEDULED.read_text().split()[1]) / 1e9
+def own_time(*processes: int) -> float:
+    """A monotonic clock, less the seconds in which threads were ready to run while others had the cores.
+
+    Those of this thread, and of all that these processes have: what it shows between two looks is the least
+    that it would have taken on an idle machine.
+    """
+    threads = [_THREAD, *(each for pid in processes for each in Path(f"/proc/{pid}/task").iterdir())]
+    return time.monotonic() - sum(map(_starved, threads))
+
+
+def _starved(thread: Path) -> float:
+    try:
+        return int((thread / "schedstat").read_text().split()[1]) / 1e9
+    except OSError:
+        # It has ended.
+        return 0.0
 
 
 def percentile_99(samples: list[float]) -> float:
