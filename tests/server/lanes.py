@@ -56,6 +56,16 @@ class Clock:
         gate.gate.verifier._clock = self.seconds
 
 
+@asynccontextmanager
+async def clocked_gate(folder: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[Running, Clock]]:
+    """A gate with the fast lane, and its time."""
+    # Before the gate starts: then it takes its clock.
+    clock = Clock(monkeypatch)
+    async with run_gate(folder / "data", FAST_LANE="1") as gate:
+        clock.follow(gate)
+        yield gate, clock
+
+
 class FakeTransport(asyncio.Transport):
     """Keeps what is written; the test decides where the bytes that arrive are cut."""
 

@@ -16,7 +16,7 @@ from server.heeded import HEEDED, Heeded, NotHeeded
 from tests.handlers.wire import create_client, log_in
 from tests.raw import request, until
 from tests.running import Running, run_gate
-from tests.server.lanes import Client, Clock, ask, both_lanes, figure, same_answers, statuses
+from tests.server.lanes import Client, ask, both_lanes, clocked_gate, figure, same_answers, statuses
 from tests.server.test_compat import free_port
 
 Gates = tuple[Running, Running]
@@ -234,9 +234,7 @@ async def test_a_handler_cannot_look_at_a_field_that_is_not_heeded() -> None:
 async def test_an_expired_token_is_refused_where_it_was_admitted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clock = Clock(monkeypatch)
-    async with run_gate(tmp_path / "data", FAST_LANE="1") as gate:
-        clock.follow(gate)
+    async with clocked_gate(tmp_path, monkeypatch) as (gate, clock):
         await gate.write(DEVICE, {"metric": "t", "value": 1, "ts": 1000})
         token = gate.token(ttl=100)
         await admitted(gate, token)

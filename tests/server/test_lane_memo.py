@@ -26,6 +26,7 @@ from tests.server.lanes import (
     Clock,
     ask,
     both_lanes,
+    clocked_gate,
     figure,
     same_answers,
     statuses,
@@ -281,9 +282,7 @@ async def test_a_limit_per_address_counts_the_clients_behind_a_proxy_apart_under
 async def test_an_expired_token_is_refused_under_a_known_head(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clock = Clock(monkeypatch)
-    async with run_gate(tmp_path / "data", FAST_LANE="1") as gate:
-        clock.follow(gate)
+    async with clocked_gate(tmp_path, monkeypatch) as (gate, clock):
         await gate.write(DEVICE, {"metric": "t", "value": 1, "ts": 1000})
         head = get(gate.token(ttl=100))
         client = await known(gate, head)
@@ -299,9 +298,7 @@ async def test_a_token_expires_in_the_middle_of_a_pipeline_of_known_heads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What comes behind a pending answer is looked at when its turn comes, with the time of then."""
-    clock = Clock(monkeypatch)
-    async with run_gate(tmp_path / "data", FAST_LANE="1") as gate:
-        clock.follow(gate)
+    async with clocked_gate(tmp_path, monkeypatch) as (gate, clock):
         await gate.write(DEVICE, {"metric": "t", "value": 1, "ts": 1000})
         head = get(gate.token(ttl=100))
         client = await known(gate, head)
