@@ -104,6 +104,12 @@ class Reply:
         return f"<{self.status} {dict(self.headers)} {self.body[:2000]!r}>"
 
 
+def samples(text: bytes) -> dict[str, float]:
+    """What /metrics says, by name and labels as they stand there."""
+    lines = (line.rpartition(" ") for line in text.decode().splitlines() if line[0] != "#")
+    return {name: float(value) for name, _, value in lines}
+
+
 class Running(Caller):
     """A gate in this process."""
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -62,3 +62,11 @@ async def watch_lag() -> AsyncIterator[Lag]:
     finally:
         task.cancel()
         await asyncio.wait((task,))
+
+
+async def in_time(play: Callable[[], Awaitable[float]], seconds: float) -> None:
+    """What is played takes no longer: in the best of three, for a starved server only takes longer."""
+    took: list[float] = []
+    while not took or took[-1] >= seconds:
+        assert len(took) < 3, took
+        took.append(await play())

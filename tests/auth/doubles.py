@@ -10,19 +10,11 @@ from auth.revocation import Revocations
 from auth.tokens import TokenVerifier
 from storage.errors import Conflict, NotFound
 from storage.models import Client, Revocation
+from tests.clock import NOW, Clock
 
-NOW = 1_800_000_000.0
 ISSUER = "https://gate.example"
 AUDIENCE = "tidegate"
 SECRET = secret_key("a secret for tests, long enough for HS512 too: at least 64 bytes")
-
-
-class Clock:
-    def __init__(self, now: float = NOW) -> None:
-        self.now = now
-
-    def __call__(self) -> float:
-        return self.now
 
 
 class MemoryAccounts:

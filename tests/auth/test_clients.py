@@ -7,7 +7,8 @@ import pytest
 from auth.clients import Credentials, InvalidClient
 from auth.tokens import TOKEN_MAX, TokenIssuer
 from storage.errors import Conflict
-from tests.auth.doubles import AUDIENCE, ISSUER, NOW, SECRET, Clock, Gate, MemoryAccounts
+from tests.auth.doubles import AUDIENCE, ISSUER, SECRET, Gate, MemoryAccounts
+from tests.clock import NOW, Clock
 
 
 @pytest.fixture

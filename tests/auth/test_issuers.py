@@ -13,7 +13,8 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed448, rsa
 from auth.issuers import BODY_MAX, KEYS_MAX, Issuer
 from auth.keys import ConfigurationError, Key, KeyRing
 from auth.tokens import KeyUnknown, TokenError
-from tests.auth.doubles import AUDIENCE, NOW, SECRET, Clock, Gate, claims, sign
+from tests.auth.doubles import AUDIENCE, SECRET, Gate, claims, sign
+from tests.clock import NOW, Clock
 from tests.raw import until
 from tests.running import PATIENCE
 

@@ -10,7 +10,7 @@ from auth.rate_limit import (
     Limits,
     Policy,
 )
-from tests.auth.doubles import Clock
+from tests.clock import Clock
 
 policies = st.builds(
     Policy,

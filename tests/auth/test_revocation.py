@@ -7,7 +7,8 @@ from auth.principal import Principal, Scope
 from auth.revocation import MARGIN, Revocations
 from storage.errors import NotFound, Unavailable
 from storage.models import Client, Revocation
-from tests.auth.doubles import ISSUER, NOW, Clock, MemoryAccounts
+from tests.auth.doubles import ISSUER, MemoryAccounts
+from tests.clock import NOW, Clock
 
 LIFETIME = 3600
 

@@ -14,7 +14,7 @@ from auth.rate_limit import FailureLimiter, Limiter, LimitExceeded, Policy
 from auth.shared_limits import LOOK, LOOKS_MAX, Settlement, SharedLimiter
 from storage.counters import MemoryCounters, Spent
 from storage.errors import Unavailable
-from tests.auth.doubles import Clock
+from tests.clock import Clock
 from tests.running import PATIENCE
 
 START = 1_000_000.0

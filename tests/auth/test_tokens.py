@@ -12,7 +12,8 @@ from auth.keys import ConfigurationError, Key, KeyRing, secret_key
 from auth.principal import Scope
 from auth.tokens import TOKEN_MAX, TokenError, TokenIssuer, TokenVerifier
 from storage.models import Client
-from tests.auth.doubles import AUDIENCE, ISSUER, NOW, SECRET, Clock, Gate, claims, sign
+from tests.auth.doubles import AUDIENCE, ISSUER, SECRET, Gate, claims, sign
+from tests.clock import NOW, Clock
 
 OTHER = secret_key("another secret of at least 32 bytes")
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -17,9 +18,9 @@ from aiohttp import WSMsgType, WSServerHandshakeError
 from handlers.live import recovery, streams
 from handlers.websocket import WebSocket
 from storage.errors import Unavailable
+from tests.clock import Clock
 from tests.handlers.sockets import Ended, Socket, connect, values
 from tests.handlers.wire import (
-    Clock,
     create_client,
     expired_token,
     held_commit,
@@ -761,25 +762,30 @@ async def test_a_revoked_token_ends_the_stream_within_five_seconds(gate: Running
 # -- life --------------------------------------------------------------------------------------
 
 
+def loop_clock() -> Clock:
+    """The loop's time, stopped; whole seconds can be added to it without rounding."""
+    return Clock(float(math.ceil(asyncio.get_running_loop().time())))
+
+
 async def test_a_silent_client_is_pinged_and_in_the_end_closed(
     gate: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clock = Clock()
+    clock = loop_clock()
     monkeypatch.setattr(gate.gate.live.streams, "now", clock)
     async with await Raw.open(gate.port) as raw, asyncio.timeout(PATIENCE):
         await raw.ask(request("GET", "/v1/stream", token=gate.token(), headers=HANDSHAKE))
         for _ in range(2):
-            clock.time += 25
+            clock.now += 25
             assert await raw.reader.readexactly(2) == b"\x89\x00"
-        clock.time += 10
+        clock.now += 10
         assert (await raw.reader.readexactly(2))[0] == 0x88
         # It is given a while to answer that.
-        clock.time += streams.GRACE
+        clock.now += streams.GRACE
         await raw.ended()
 
 
 async def test_who_answers_pings_stays(gate: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    clock, live = Clock(), gate.gate.live
+    clock, live = loop_clock(), gate.gate.live
     monkeypatch.setattr(live.streams, "now", clock)
     async with connect(gate) as socket:
         await socket.follow(1, "a")
@@ -788,8 +794,8 @@ async def test_who_answers_pings_stays(gate: Running, monkeypatch: pytest.Monkey
         # Positions come in between.
         heard = asyncio.create_task(socket.until("reading"))
         for _ in range(5):
-            clock.time += 25
-            await until(lambda: stream._heard == clock.time)
+            clock.now += 25
+            await until(lambda: stream._heard == clock.now)
         await gate.write("a", reading(1))
         assert (await heard)[-1]["value"] == 1
 

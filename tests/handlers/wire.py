@@ -2,7 +2,6 @@
 
 import asyncio
 import base64
-import math
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -120,17 +119,6 @@ async def held_commit(gate: Running) -> AsyncIterator[HeldCommit]:
     finally:
         held.go.set()
         commit._engine = held._engine
-
-
-class Clock:
-    """Loop time that passes when a test says so."""
-
-    def __init__(self) -> None:
-        # Whole seconds can be added without rounding.
-        self.time = float(math.ceil(asyncio.get_running_loop().time()))
-
-    def __call__(self) -> float:
-        return self.time
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from tests.raw import until
 from tests.reliability.following import WIRES, Clients, Place, Trace
 from tests.reliability.gates import Gates, memory
 from tests.reliability.record import Wish, differences, stored
-from tests.running import GateProcess
+from tests.running import GateProcess, samples
 
 FOLLOWERS, FOLLOWERS_LONG = 150, 1000
 QUEUE, WINDOW = 256 << 10, 1 << 20
@@ -34,8 +34,7 @@ def batch(number: int) -> list[dict[str, object]]:
 
 async def figure(gate: GateProcess, name: str) -> float:
     """A figure of /metrics."""
-    lines = (await gate.get("/metrics")).body.decode().splitlines()
-    return next(float(line.rpartition(" ")[2]) for line in lines if line.startswith(f"{name} "))
+    return samples((await gate.get("/metrics")).body)[name]
 
 
 async def falls_to(gate: GateProcess, name: str, value: float) -> None:

@@ -13,12 +13,11 @@ import pytest
 from tests.reliability.cluster import Node
 from tests.reliability.following import Clients, Trace
 from tests.reliability.record import Wish
-from tests.running import PATIENCE, GateProcess, Reply
-from tests.server.crowd import samples
+from tests.running import PATIENCE, GateProcess, Reply, samples
 from tests.servers.postgres import PostgresServer, postgres
 from tests.servers.programs import free_port
 from tests.servers.redis import redis
-from tests.watching import own_time
+from tests.watching import own_time, percentile_99
 
 # Seconds within which an answer must come, and the gate be back.
 PROMPT = 2.0
@@ -149,7 +148,7 @@ async def test_a_frozen_postgresql_freezes_nothing_else(tmp_path: Path) -> None:
         assert min(back) < PROMPT + GRACE, back
         stop.set()
         found = await probing
-        assert found[len(found) * 99 // 100] < LAG, found[-10:]
+        assert percentile_99(found) < LAG, found[-10:]
         assert unforeseen(one.log) == []
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.raw import Answer, Raw, request
-from tests.running import PATIENCE, GateProcess, run_logged
+from tests.running import PATIENCE, GateProcess, run_logged, samples
 
 # Seconds of silence that a connection has at the end of a gate. The gate's own number is not asked: a smaller
 # one would go unnoticed.
@@ -77,12 +77,6 @@ class Crowd:
                 await asyncio.sleep(0.05)
         assert reply.status == 200, reply
         return samples(reply.body)
-
-
-def samples(text: bytes) -> dict[str, float]:
-    """What /metrics says, by name and labels as they stand there."""
-    lines = (line.rpartition(" ") for line in text.decode().splitlines() if line[0] != "#")
-    return {name: float(value) for name, _, value in lines}
 
 
 @asynccontextmanager

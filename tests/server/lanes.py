@@ -12,7 +12,7 @@ from typing import Any, cast
 import pytest
 
 from server.protocol import GateProtocol
-from tests.running import PATIENCE, Running, run_gate
+from tests.running import PATIENCE, Running, run_gate, samples
 
 SECRET = "a secret that both gates share, of enough bytes"
 _VARYING = re.compile(rb"^(Date|X-Request-ID): [^\r]*\r\n", re.MULTILINE)
@@ -31,10 +31,7 @@ BYTES = 'tidegate_cache_bytes{cache="head"}'
 async def figure(gate: Running, name: str) -> float:
     """A figure of /metrics, read without a request that would change it."""
     text, _ = await asyncio.to_thread(gate.gate.metrics.render, "")
-    for line in text.decode().splitlines():
-        if line.startswith(name + " "):
-            return float(line.rpartition(" ")[2])
-    raise LookupError(name)
+    return samples(text)[name]
 
 
 class Clock:

@@ -17,7 +17,7 @@ from tests.handlers.wire import create_client, log_in
 from tests.raw import request, until
 from tests.running import Running, run_gate
 from tests.server.lanes import Client, ask, both_lanes, clocked_gate, figure, same_answers, statuses
-from tests.server.test_compat import free_port
+from tests.servers.programs import free_port
 
 Gates = tuple[Running, Running]
 

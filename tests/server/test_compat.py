@@ -4,7 +4,6 @@ import asyncio
 import json
 import re
 import signal
-import socket
 import sys
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from tests.raw import Raw, request, until
 from tests.running import PATIENCE, ROOT, Running, run_gate
 from tests.server.commands import environment
 from tests.server.lanes import HITS, figure
+from tests.servers.programs import free_port
 
 
 def test_the_pinned_aiohttp_is_one_that_was_tested_and_is_the_one_that_is_here() -> None:
@@ -104,9 +104,3 @@ async def warm(gate: Running) -> None:
     async with await Raw.open(gate.port) as connection:
         for _ in range(4):
             assert (await connection.ask(request("GET", "/livez"))).status == 200
-
-
-def free_port() -> int:
-    """A port that was free just now."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return int(free.getsockname()[1])

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
-from tests.running import PATIENCE, Running, run_gate
+from tests.running import PATIENCE, Running, run_gate, samples
 from tests.servers.redis import redis
 
 SECRET = "a secret that two gates share, long enough for HS256"
@@ -30,8 +30,9 @@ async def until(condition: Callable[[], object], what: str = "") -> None:
 
 
 async def metric(gate: Running, name: str) -> float:
-    lines = (await gate.get("/metrics")).body.decode().splitlines()
-    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name))
+    """A figure of /metrics, all its labels together."""
+    found = samples((await gate.get("/metrics")).body)
+    return sum(value for each, value in found.items() if each.startswith(name))
 
 
 async def test_a_limit_holds_over_both_and_a_burst_at_one_is_known_to_the_other(

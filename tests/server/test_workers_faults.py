@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tests.raw import Raw, request
-from tests.running import PATIENCE
-from tests.server.crowd import Crowd, Load, run_crowd, samples, until
+from tests.running import PATIENCE, samples
+from tests.server.crowd import Crowd, Load, run_crowd, until
 from tests.server.test_workers import RENEWED, renewed
 from tests.servers.programs import free_port
 

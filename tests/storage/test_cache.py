@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from storage.cache import LatestCache
 from storage.errors import Timeout
 from storage.models import Batch, Latest, Reading, Sample
+from tests.clock import Clock
 
 
 class Database:
@@ -46,18 +47,8 @@ class Database:
         return Batch(first, self.head, stored)
 
 
-class Clock:
-    """A clock that the test moves."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 def made(database: Database, capacity: int = 10, ttl: float = 60.0) -> tuple[LatestCache, Clock]:
-    clock = Clock()
+    clock = Clock(0.0)
     return LatestCache(database.load, capacity, ttl, clock), clock
 
 

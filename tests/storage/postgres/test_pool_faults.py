@@ -13,8 +13,8 @@ from storage.errors import Overloaded, Timeout, Unavailable
 from storage.postgres.pool import Pool
 from tests.running import PATIENCE
 from tests.servers.postgres import PostgresServer, postgres
-from tests.storage.postgres.watching import in_time, load, until
-from tests.watching import own_time, watch_lag
+from tests.storage.postgres.watching import load, until
+from tests.watching import in_time, own_time, watch_lag
 
 NAME = "tidegate-test"
 # What is promised, in seconds; a busy machine adds to it.

@@ -17,8 +17,8 @@ from storage.errors import Overloaded, Timeout, Unavailable
 from storage.postgres.pool import Pool
 from tests.servers.postgres import USER, PostgresServer, postgres
 from tests.servers.programs import directory, hand_over
-from tests.storage.postgres.watching import give_up, in_time, load, until
-from tests.watching import watch_lag
+from tests.storage.postgres.watching import give_up, load, until
+from tests.watching import in_time, watch_lag
 
 NAME = "tidegate-test"
 

@@ -65,14 +65,6 @@ async def give_up(server: PostgresServer, url: str, pool: Pool, name: str) -> No
     assert ended["canceling statement due to user request"] == 1, ended
 
 
-async def in_time(play: Callable[[], Awaitable[float]], seconds: float) -> None:
-    """What is played takes no longer: in the best of three, for a starved server only takes longer."""
-    took: list[float] = []
-    while not took or took[-1] >= seconds:
-        assert len(took) < 3, took
-        took.append(await play())
-
-
 class Load:
     """Callers that ask one after the other, and what became of it: started, ended, seconds, the error's type.
 
