@@ -1,22 +1,25 @@
 """Time without that of others: what the machine takes away while a test measures is not the gate's fault."""
 
 import asyncio
+import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 _THREAD = Path("/proc/thread-self")
+_SYSTEM = Path("/proc/stat")
+_TICK = 1 / os.sysconf("SC_CLK_TCK")
 
 
 def own_time(*processes: int) -> float:
     """A monotonic clock, less the seconds in which threads were ready to run while others had the cores.
 
-    Those of this thread, and of all that these processes have: what it shows between two looks is the least
-    that it would have taken on an idle machine.
+    Those of this thread, and of all that these processes have, and those in which a hypervisor had taken a
+    core away: what it shows between two looks is the least that it would have taken on an idle machine.
     """
     threads = [_THREAD, *(each for pid in processes for each in Path(f"/proc/{pid}/task").iterdir())]
-    return time.monotonic() - sum(map(_starved, threads))
+    return time.monotonic() - sum(map(_starved, threads)) - _stolen()
 
 
 def _starved(thread: Path) -> float:
@@ -25,6 +28,12 @@ def _starved(thread: Path) -> float:
     except OSError:
         # It has ended.
         return 0.0
+
+
+def _stolen() -> float:
+    # "cpu  user nice system idle iowait irq softirq steal ...", of all cores (proc_stat(5)).
+    with _SYSTEM.open() as figures:
+        return int(figures.readline().split()[8]) * _TICK
 
 
 def percentile_99(samples: list[float]) -> float:

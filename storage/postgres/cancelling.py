@@ -25,32 +25,33 @@ _finish = _libpq.PQcancelFinish
 _finish.argtypes, _finish.restype = [ctypes.c_void_p], None
 
 # PostgresPollingStatusType
-_READING, _WRITING, _OK = 1, 2, 3
+_READING, _WRITING = 1, 2
 
 
-def cancel(raw: Any, end: float) -> bool:
-    """Ask the server to cancel what `raw`, a psycopg2 connection, runs; whether it took note in time.
+class Cancellation:
+    """A request to cancel what a psycopg2 connection runs. `raw` must not be used until it is sent."""
 
-    Blocks until `end` (of time.monotonic) at most, in a thread. `raw` must not be used meanwhile.
-    """
-    pointer = raw.pgconn_ptr
-    handle = _create(pointer) if pointer else None
-    if not handle:
-        return False
-    try:
-        return bool(_start(handle)) and _await(handle, end)
-    finally:
-        _finish(handle)
+    def __init__(self, raw: Any) -> None:
+        pointer = raw.pgconn_ptr
+        self._handle: int | None = (_create(pointer) if pointer else None) or None
 
+    def send(self, end: float) -> bool:
+        """Send it; whether nothing is left to wait for at `end` (of time.monotonic). Blocks, in a thread."""
+        if self._handle is None or not _start(self._handle):
+            return True
+        # After PQcancelStart the socket is to be waited for as if PQcancelPoll had said WRITING.
+        state = _WRITING
+        while state in (_READING, _WRITING):
+            poll = select.poll()
+            poll.register(_socket(self._handle), select.POLLIN if state == _READING else select.POLLOUT)
+            left = end - time.monotonic()
+            if left <= 0 or not poll.poll(left * 1000):
+                return False
+            state = _poll(self._handle)
+        return True
 
-def _await(handle: int, end: float) -> bool:
-    # After PQcancelStart the socket is to be waited for as if PQcancelPoll had said WRITING.
-    state = _WRITING
-    while state in (_READING, _WRITING):
-        poll = select.poll()
-        poll.register(_socket(handle), select.POLLIN if state == _READING else select.POLLOUT)
-        left = end - time.monotonic()
-        if left <= 0 or not poll.poll(left * 1000):
-            return False
-        state = _poll(handle)
-    return bool(state == _OK)
+    def close(self) -> None:
+        """Let go of it, answered or not."""
+        handle, self._handle = self._handle, None
+        if handle is not None:
+            _finish(handle)

@@ -11,7 +11,7 @@ from typing import Any
 
 from storage import tasks
 from storage.errors import Overloaded, Timeout, Unavailable
-from storage.postgres import cancelling
+from storage.postgres.cancelling import Cancellation
 from storage.postgres.connection import Connection, Rows
 from storage.postgres.dialing import Dialer, Limits, Line
 from storage.postgres.threads import Helper
@@ -22,8 +22,11 @@ _log = logging.getLogger("tidegate.postgres")
 # Seconds between attempts to connect: the first, doubled up to the last.
 _PAUSE_FIRST = 0.05
 _PAUSE_LAST = 0.5
-# So long a server may take to say that it cancels. A frozen one never does.
+# So long a server may take to say that it cancels, before its place is given to another. A frozen one never
+# says so. The request is kept for as long as it may still answer: pgbouncer 1.18.0, Debian 12's, dies of one
+# that is let go of (pgbouncer #801).
 _CANCEL = 0.5
+_CANCEL_KEPT = 60.0
 # A transaction is one message, so the server never has to wait for us inside of one.
 _IDLE_IN_TRANSACTION = 5.0
 # How often the server looks whether who asked is still there.
@@ -95,6 +98,7 @@ class Pool:
         self._waiting: OrderedDict[asyncio.Future[Connection], None] = OrderedDict()
         # Sessions that are given up, but may still be at work in the server.
         self._ending = 0
+        self._unanswered: dict[Cancellation, asyncio.TimerHandle] = {}
         self._changed = asyncio.Event()
         self._closing = False
         self._keeper: asyncio.Task[None] | None = None
@@ -149,6 +153,8 @@ class Pool:
         while self._sessions or self._ending:
             self._changed.clear()
             await self._changed.wait()
+        for request in list(self._unanswered):
+            self._forget(request)
         for helper in (self._dialing, self._cancelling):
             helper.end()
 
@@ -210,14 +216,20 @@ class Pool:
             # Its place stays taken until then: a storm of cancelled callers must not pile up sessions.
             self._ending += 1
             work = functools.partial(_cancel, connection, time.monotonic() + _CANCEL)
-            self._cancelling.submit(work, _nothing).add_done_callback(self._cancelled)
+            self._cancelling.submit(work, _forgotten).add_done_callback(self._cancelled)
         else:
             connection.raw.close()
         self._changed.set()
 
-    def _cancelled(self, _: asyncio.Future[bool]) -> None:
+    def _cancelled(self, future: asyncio.Future[Cancellation | None]) -> None:
         self._ending -= 1
         self._changed.set()
+        if (request := future.result()) is not None:
+            self._unanswered[request] = self._loop.call_later(_CANCEL_KEPT, self._forget, request)
+
+    def _forget(self, request: Cancellation) -> None:
+        self._unanswered.pop(request).cancel()
+        request.close()
 
     async def _connect(self) -> None:
         """Make a session more."""
@@ -254,17 +266,24 @@ class Pool:
                 pause = 0.0
 
 
-def _cancel(connection: Connection, end: float) -> bool:
+def _cancel(connection: Connection, end: float) -> Cancellation | None:
+    """Cancel what it runs and close it; the request if it is not answered by `end` (of time.monotonic)."""
     raw: Any = connection.raw
+    request = Cancellation(raw)
     try:
-        return cancelling.cancel(raw, end)
+        answered = request.send(end)
     finally:
         raw.close()
+    if not answered:
+        return request
+    request.close()
+    return None
 
 
 def _discard(line: Line) -> None:
     line.raw.close()
 
 
-def _nothing(_: bool) -> None:
-    """A cancellation leaves nothing behind."""
+def _forgotten(request: Cancellation | None) -> None:
+    if request is not None:
+        request.close()

@@ -88,9 +88,13 @@ class Node:
 
     async def ready(self) -> None:
         """Wait until it takes traffic."""
-        async with asyncio.timeout(PATIENCE):
-            while (await self.gate.get("/readyz", token="")).status != 200:
-                await asyncio.sleep(0.05)
+        answer = None
+        try:
+            async with asyncio.timeout(PATIENCE):
+                while (answer := await self.gate.get("/readyz", token="")).status != 200:
+                    await asyncio.sleep(0.05)
+        except TimeoutError as error:
+            raise AssertionError(f"{self.place.port} is not ready, it says {answer}; {self.log}") from error
 
 
 class Cluster:

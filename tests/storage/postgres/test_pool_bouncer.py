@@ -11,7 +11,7 @@ from storage.errors import Overloaded, Timeout, Unavailable
 from storage.postgres.pool import Pool
 from tests.running import PATIENCE
 from tests.servers.pgbouncer import Pgbouncer, pgbouncer
-from tests.servers.postgres import PostgresServer
+from tests.servers.postgres import PostgresServer, postgres
 from tests.storage.postgres.watching import load, until
 from tests.watching import watch_lag
 
@@ -123,6 +123,36 @@ async def test_a_fault_of_it_is_told_in_time_and_outlived(
         assert callers.errors() <= {None, Unavailable, Timeout, Overloaded}
         assert callers.slowest < 2.5
         assert lag.p99 < 0.05
+        await pool.close()
+
+
+async def test_statements_given_up_while_the_server_is_frozen_do_not_cost_its_life(tmp_path: Path) -> None:
+    """1.18.0 dies if somebody who asked it to cancel does not wait for the server (pgbouncer #801)."""
+    size = 10
+    async with postgres(tmp_path) as server, pgbouncer(server, tmp_path) as bouncer:
+        pool = await Pool.open(bouncer.database_url("postgres"), size, deadline=PATIENCE)
+        # It has a process of the server for each of them now.
+        await asyncio.gather(*(pool.fetch("SELECT pg_sleep(0.5)") for _ in range(size)))
+        server.freeze()
+        ends = await asyncio.gather(
+            *(pool.fetch("SELECT 1", deadline=0.2) for _ in range(size)), return_exceptions=True
+        )
+        assert {type(end) for end in ends} == {Timeout}
+
+        async def down() -> bool:
+            return pool.down is not None
+
+        await until(down)
+        server.thaw()
+
+        async def good() -> bool:
+            try:
+                return await pool.fetch("SELECT 1", deadline=1) == [(1,)] and pool.size == size
+            except (Unavailable, Timeout):
+                assert bouncer.pids(), bouncer.program.log.read_text()[-2000:]
+                return False
+
+        await until(good)
         await pool.close()
 
 
