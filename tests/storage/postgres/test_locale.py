@@ -1,5 +1,7 @@
 """Order is that of bytes, whatever language the database speaks."""
 
+import pytest
+
 from tests.servers.postgres import PostgresServer
 from tests.storage.contract.stores import PostgresStore, opened
 from tests.storage.writes import EVERYTHING, numbers
@@ -8,6 +10,8 @@ from tests.storage.writes import EVERYTHING, numbers
 NAMES = ["B", "Z", "_", "a", "a-b", "a.b", "a_", "aB", "ab", "b", "z"]
 
 
+# The wheel's PostgreSQL has no ICU.
+@pytest.mark.system
 async def test_lists_are_in_order_of_bytes_in_a_database_of_another_language(
     postgres_server: PostgresServer,
 ) -> None:

