@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import os
 import random
 import statistics
 import time
@@ -121,6 +122,35 @@ async def test_a_pool_closes_in_time_before_a_frozen_server(tmp_path: Path) -> N
         for task in running:
             with pytest.raises(Timeout):
                 await task
+
+
+async def test_who_never_says_that_it_cancels_is_asked_no_longer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("storage.postgres.pool._CANCEL", 0.05)
+    monkeypatch.setattr("storage.postgres.pool._CANCEL_KEPT", 2.0)
+    async with postgres(tmp_path) as server:
+        files = len(os.listdir("/proc/self/fd"))
+        pool = await open_pool(server)
+        server.freeze()
+        ends = await asyncio.gather(*(pool.fetch("SELECT 1") for _ in range(3)), return_exceptions=True)
+        assert {type(end) for end in ends} == {Timeout}
+
+        async def kept() -> bool:
+            return len(pool._unanswered) == 3
+
+        async def forgotten() -> bool:
+            return not pool._unanswered
+
+        async def closed() -> bool:
+            return len(os.listdir("/proc/self/fd")) <= files
+
+        await until(kept)
+        await until(forgotten)
+        server.thaw()
+        await pool.close()
+        # The attempt to connect that was under way may end a moment later.
+        await until(closed)
 
 
 async def test_nothing_that_was_given_up_is_done_after_the_server_goes_on(tmp_path: Path) -> None:
