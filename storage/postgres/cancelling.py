@@ -33,7 +33,7 @@ class Cancellation:
 
     def __init__(self, raw: Any) -> None:
         pointer = raw.pgconn_ptr
-        self._handle: int | None = (_create(pointer) if pointer else None) or None
+        self._handle: int | None = _create(pointer) if pointer else None
 
     def send(self, end: float) -> bool:
         """Send it; whether nothing is left to wait for at `end` (of time.monotonic). Blocks, in a thread."""

@@ -216,7 +216,7 @@ class Pool:
             # Its place stays taken until then: a storm of cancelled callers must not pile up sessions.
             self._ending += 1
             work = functools.partial(_cancel, connection, time.monotonic() + _CANCEL)
-            self._cancelling.submit(work, _forgotten).add_done_callback(self._cancelled)
+            self._cancelling.submit(work, _discard_request).add_done_callback(self._cancelled)
         else:
             connection.raw.close()
         self._changed.set()
@@ -269,8 +269,8 @@ class Pool:
 def _cancel(connection: Connection, end: float) -> Cancellation | None:
     """Cancel what it runs and close it; the request if it is not answered by `end` (of time.monotonic)."""
     raw: Any = connection.raw
-    request = Cancellation(raw)
     try:
+        request = Cancellation(raw)
         answered = request.send(end)
     finally:
         raw.close()
@@ -284,6 +284,6 @@ def _discard(line: Line) -> None:
     line.raw.close()
 
 
-def _forgotten(request: Cancellation | None) -> None:
+def _discard_request(request: Cancellation | None) -> None:
     if request is not None:
         request.close()

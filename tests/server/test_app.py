@@ -1,7 +1,6 @@
 """The parts together: upkeep goes on, what breaks is told, what was opened is closed."""
 
 import asyncio
-import os
 import threading
 from pathlib import Path
 
@@ -10,20 +9,20 @@ import pytest
 from server import app
 from storage.errors import Unavailable
 from tests.raw import until
-from tests.running import Running, run_gate
+from tests.running import Running, open_files, run_gate
 
 
 async def test_a_gate_that_has_ended_leaves_no_task_file_or_thread(tmp_path: Path) -> None:
     async with run_gate(tmp_path / "first") as gate:
         assert (await gate.get("/readyz")).status == 200
-    files, tasks = len(os.listdir("/proc/self/fd")), len(asyncio.all_tasks())
+    files, tasks = open_files(), len(asyncio.all_tasks())
     threads = {thread.name for thread in threading.enumerate()}
     for _ in range(3):
         async with run_gate(tmp_path / "data") as gate:
             assert (await gate.write("d", {"metric": "m", "value": 1})).status == 200
             assert (await gate.get("/v1/latest")).status == 200
     assert len(asyncio.all_tasks()) == tasks
-    assert len(os.listdir("/proc/self/fd")) <= files
+    assert open_files() <= files
     left = {thread.name for thread in threading.enumerate() if not thread.name.startswith("asyncio")}
     assert left <= threads
 

@@ -1,7 +1,6 @@
 """Connections: how long they live, in which order they are answered, what a client may do to them."""
 
 import asyncio
-import os
 import socket
 import struct
 from collections.abc import AsyncIterator
@@ -15,15 +14,11 @@ import pytest
 from server import protocol
 from storage.models import Write
 from tests.raw import Raw, request, until
-from tests.running import PATIENCE, Running, run_gate
+from tests.running import PATIENCE, Running, open_files, run_gate
 
 READING = b'{"metric": "m", "value": 1}'
 PATH = "/v1/devices/d/readings"
 LIVEZ = request("GET", "/livez")
-
-
-def open_files() -> int:
-    return len(os.listdir("/proc/self/fd"))
 
 
 @asynccontextmanager

@@ -107,10 +107,7 @@ def faults(plan: dict[str, Any], *, analyzed: bool = True) -> list[str]:
         if (
             "Sort" in kind
             and step["Plans"][0]["Actual Rows"] > SEARCH_ROWS
-            and (
-                analyzed
-                or any(inner.get("Relation Name", "").startswith("readings") for inner in steps(step))
-            )
+            and (analyzed or any(_is_log(inner.get("Relation Name", "")) for inner in steps(step)))
         ):
             # Without statistics PostgreSQL 18 sorts devices, for a minute until it has some.
             bad.append(f"sorts {step['Plans'][0]['Actual Rows']} rows")
@@ -119,9 +116,13 @@ def faults(plan: dict[str, Any], *, analyzed: bool = True) -> list[str]:
     return bad
 
 
+def _is_log(table: str) -> bool:
+    return table.startswith("readings")
+
+
 def _matters(table: str, given: int, dropped: int, analyzed: bool) -> bool:
     """Whether reading all of a table is wrong: readings always; others where few of many rows are wanted."""
-    return table.startswith("readings") or (analyzed and given + dropped > SMALL and dropped >= 20 * given)
+    return _is_log(table) or (analyzed and given + dropped > SMALL and dropped >= 20 * given)
 
 
 async def work(store: PostgresStore) -> None:

@@ -18,7 +18,7 @@ from storage.errors import Timeout, Unavailable
 from storage.postgres.pool import Pool
 from tests.running import PATIENCE, ROOT
 from tests.servers.postgres import PostgresServer, postgres
-from tests.storage.postgres.watching import give_up, none_runs, sessions, until
+from tests.storage.postgres.watching import give_up, none_runs, sessions, until, until_down
 
 NAME = "tidegate-test"
 
@@ -131,10 +131,7 @@ async def test_the_pool_says_unavailable_while_the_server_is_away(tmp_path: Path
         pool = await Pool.open(server.url, 1, name=NAME)
         await server.stop("immediate")
 
-        async def down() -> bool:
-            return pool.down is not None
-
-        await until(down)
+        await until_down(pool)
         for _ in range(20):
             with pytest.raises(Unavailable):
                 await pool.fetch("SELECT 1")

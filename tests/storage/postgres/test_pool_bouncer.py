@@ -12,7 +12,7 @@ from storage.postgres.pool import Pool
 from tests.running import PATIENCE
 from tests.servers.pgbouncer import Pgbouncer, pgbouncer
 from tests.servers.postgres import PostgresServer, postgres
-from tests.storage.postgres.watching import load, until
+from tests.storage.postgres.watching import load, until, until_down
 from tests.watching import watch_lag
 
 pytestmark = pytest.mark.system
@@ -139,10 +139,7 @@ async def test_statements_given_up_while_the_server_is_frozen_do_not_cost_its_li
         )
         assert {type(end) for end in ends} == {Timeout}
 
-        async def down() -> bool:
-            return pool.down is not None
-
-        await until(down)
+        await until_down(pool)
         server.thaw()
 
         async def good() -> bool:

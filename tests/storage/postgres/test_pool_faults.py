@@ -2,7 +2,6 @@
 
 import asyncio
 import functools
-import os
 import random
 import statistics
 import time
@@ -12,9 +11,9 @@ import pytest
 
 from storage.errors import Overloaded, Timeout, Unavailable
 from storage.postgres.pool import Pool
-from tests.running import PATIENCE
+from tests.running import PATIENCE, open_files
 from tests.servers.postgres import PostgresServer, postgres
-from tests.storage.postgres.watching import load, until
+from tests.storage.postgres.watching import load, until, until_down
 from tests.watching import in_time, own_time, watch_lag
 
 NAME = "tidegate-test"
@@ -96,11 +95,7 @@ async def test_while_it_is_known_to_be_away_nobody_waits(tmp_path: Path) -> None
     async with postgres(tmp_path) as server:
         pool = await open_pool(server)
         await server.stop("immediate")
-
-        async def down() -> bool:
-            return pool.down is not None
-
-        await until(down)
+        await until_down(pool)
         for _ in range(100):
             # It is told without a turn of the loop.
             with pytest.raises(Unavailable):
@@ -130,7 +125,7 @@ async def test_who_never_says_that_it_cancels_is_asked_no_longer(
     monkeypatch.setattr("storage.postgres.pool._CANCEL", 0.05)
     monkeypatch.setattr("storage.postgres.pool._CANCEL_KEPT", 2.0)
     async with postgres(tmp_path) as server:
-        files = len(os.listdir("/proc/self/fd"))
+        files = open_files()
         pool = await open_pool(server)
         server.freeze()
         ends = await asyncio.gather(*(pool.fetch("SELECT 1") for _ in range(3)), return_exceptions=True)
@@ -143,7 +138,7 @@ async def test_who_never_says_that_it_cancels_is_asked_no_longer(
             return not pool._unanswered
 
         async def closed() -> bool:
-            return len(os.listdir("/proc/self/fd")) <= files
+            return open_files() <= files
 
         await until(kept)
         await until(forgotten)

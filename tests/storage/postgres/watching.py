@@ -25,6 +25,15 @@ async def until(condition: Callable[[], Awaitable[bool]], within: float = PATIEN
     return time.monotonic() - started
 
 
+async def until_down(pool: Pool) -> None:
+    """Wait until the pool knows that there is no session to be had."""
+
+    async def down() -> bool:
+        return pool.down is not None
+
+    await until(down)
+
+
 async def sessions(server: PostgresServer, name: str) -> list[tuple[int, str, str]]:
     """Pid, state and statement of the server's sessions called `name`."""
     rows = await server.query(

@@ -1,6 +1,5 @@
 """The data directory: one process at a time, and an epoch for each log."""
 
-import os
 import shutil
 import signal
 import subprocess
@@ -12,7 +11,7 @@ import pytest
 from storage.errors import StorageError
 from storage.sqlite.directory import DataDirectory, DirectoryLocked, HeadFile
 from storage.sqlite.engine import SqliteEngine
-from tests.running import ROOT
+from tests.running import ROOT, open_files
 from tests.storage.sqlite.store import Store, store
 from tests.storage.writes import numbers
 
@@ -59,12 +58,12 @@ def test_another_process_holds_the_directory_until_it_is_gone_even_by_kill_9(tmp
 async def test_an_engine_that_fails_to_open_holds_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    open_files = len(os.listdir("/proc/self/fd"))
+    files = open_files()
     with monkeypatch.context() as patch:
         patch.setattr("storage.sqlite.reader.open_reader", lambda path: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             await SqliteEngine.open(tmp_path, now)
-    assert len(os.listdir("/proc/self/fd")) == open_files
+    assert open_files() == files
     await (await SqliteEngine.open(tmp_path, now)).close()
 
 
